@@ -1,0 +1,5 @@
+"""`python -m genview`."""
+
+from genview.cli import main
+
+main()

@@ -1,0 +1,127 @@
+"""The small encoder that `fit-generator` trains: foreground tokens and a spatial condition from one pass."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from genview.encoders.backbone import BackboneSettings, create_net
+from genview.encoders.frozen import Encoded
+from genview.encoders.tower import as_tokens, fitted
+from genview.errors import UserError
+from genview.store import write_bytes, write_json
+
+INSIDE = Path(__file__).parent.parent / "embedded"
+
+
+def weights_folder(name: str) -> Path:
+    """Return the folder of a model inside the package, or `name` itself as a folder."""
+    inside = INSIDE / name
+    return inside if name and inside.is_dir() else Path(name)
+
+
+@dataclass(frozen=True)
+class TokenEncoderSettings:
+    """A trunk, the feature level that gives tokens, and the level and channels of the condition.
+
+    Levels count from the stem (0). At 32 px with `stem_stride` 2, level 2 is an 8×8 map and level 3 a 4×4 map.
+    """
+
+    trunk: BackboneSettings = field(default_factory=BackboneSettings)
+    tokens_from: int = 3
+    condition_from: int = 2
+    channels: int = 8
+
+
+class TokenEncoder(nn.Module):
+    """Images B×3×S×S in [0, 1] → feature maps, and a condition with zero mean and unit variance per channel.
+
+    The condition is a linear map of one feature level. Standardising its channels gives the noise levels of
+    unCLIP their meaning: at level l the signal is sqrt(abar_l) and the noise sqrt(1 - abar_l) of one unit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: TokenEncoderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.trunk = create_net(settings.trunk)
+        level = self.trunk.feature_info[settings.condition_from]
+        self.project = nn.Conv2d(level["num_chs"], settings.channels, 1, bias=False)
+        self.standardise = nn.BatchNorm2d(settings.channels, affine=False, momentum=0.01)
+        self.stride = int(level["reduction"]) * settings.trunk.stem_stride // 4
+        self.register_buffer("mean", torch.tensor(settings.trunk.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(settings.trunk.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the token map B×D×h×w and the condition B×C×(S/stride)×(S/stride)."""
+        levels = [self.settings.condition_from, self.settings.tokens_from]
+        x = (images - self.mean) / self.std
+        maps = self.trunk.forward_intermediates(x, indices=levels, intermediates_only=True)
+        return maps[-1], self.standardise(self.project(maps[0]))
+
+
+class FrozenTokenEncoder:
+    """A trained `TokenEncoder` as a `FrozenEncoder`; the embedding is the condition, flattened."""
+
+    def __init__(self, name: str, model: TokenEncoder, size: int) -> None:
+        self.name = name
+        self.size = size
+        self._model = model.eval().requires_grad_(False)
+
+    @property
+    def condition_shape(self) -> tuple[int, int, int]:
+        """Shape C×h×w of the condition before flattening."""
+        side = self.size // self._model.stride
+        return self._model.settings.channels, side, side
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Encoded:
+        """Encode B×3×H×W in [0, 1]; see `FrozenEncoder`."""
+        token_map, condition = self._model(fitted(images, self.size))
+        grid = (token_map.shape[2], token_map.shape[3])
+        return Encoded(as_tokens(token_map), condition.flatten(1).float(), grid)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to a device."""
+        self._model.to(device)
+        return self
+
+
+def save_token_encoder(model: TokenEncoder, folder: Path) -> None:
+    """Write config.json and model.safetensors (half precision)."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    write_bytes(folder / "model.safetensors", safetensors.torch.save(halves))
+    write_json(folder / "config.json", asdict(model.settings))
+
+
+def load_token_encoder(folder: Path, size: int) -> FrozenTokenEncoder:
+    """Read what `save_token_encoder` wrote.
+
+    Raises:
+        UserError: the folder is not such an encoder.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        trunk = BackboneSettings(**config.pop("trunk"))
+        model = TokenEncoder(TokenEncoderSettings(trunk=trunk, **config))
+        state = safetensors.torch.load_file(folder / "model.safetensors")
+        model.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        )
+    except (OSError, TypeError, KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{folder} does not hold an encoder made by `genview fit-generator` ({error}). "
+            "Point at the `encoder` folder inside its --out folder."
+        ) from error
+    if size % model.stride:
+        raise UserError(f"size {size} does not suit this encoder: take a multiple of {model.stride} pixels.")
+    return FrozenTokenEncoder(folder.parent.name, model, size)

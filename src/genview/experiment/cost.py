@@ -1,0 +1,77 @@
+"""What an experiment will cost, from a short timed trial on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from genview.encoders.backbone import Backbone
+from genview.experiment.schema import Experiment
+from genview.experiment.stages import Stages
+from genview.training.duration import steps_of
+from genview.training.pretrain import make_fabric
+
+BYTES_PER_PIXEL = 0.35
+"""Of a JPEG at quality 95; photographs take 0.25 to 0.45."""
+
+
+def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
+    """Yield lines that say how long each stage will take and what it will write.
+
+    Raises:
+        UserError: the images or the weights cannot be had; better now than in the middle of a run.
+    """
+    images = len(stages.sources[0])
+    yield f"images: {images:,} to train on"
+    if experiment.generator is not None:
+        yield from _views(experiment, stages, images)
+    yield _training(experiment, images)
+    if experiment.baseline:
+        yield "baseline: the same again, without weighing"
+
+
+def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]:
+    generator, settings = stages.generator, experiment.generator
+    assert settings is not None
+    batch = min(settings.batch, images)
+    pixels = torch.rand(batch, 3, generator.encoder.size, generator.encoder.size, device=stages.device)
+    encode = _seconds(lambda: generator.encoder.encode(pixels)) / batch
+    passes = 1 + 2 * min(experiment.foreground.sample, images) / images
+    yield f"analyse: {_span(encode * images * passes)} and reading the images ({1 / encode:,.0f} images/s)"
+    condition = generator.encoder.encode(pixels).embedding.cpu()
+    level, guidance = torch.full((batch,), 200), torch.full((batch,), settings.guidance)
+    sample = _seconds(lambda: generator.sample(condition, level, guidance, range(batch))) / batch
+    count = images * experiment.generate.draws
+    disk = count * generator.size**2 * BYTES_PER_PIXEL / 1e9
+    yield f"generate: {_span(sample * count)} ({1 / sample:,.2f} images/s), about {disk:,.2f} GB on disk"
+
+
+def _training(experiment: Experiment, images: int) -> str:
+    settings = experiment.training
+    fabric = make_fabric(settings)
+    learner = experiment.method.build(Backbone(settings.backbone)).to(fabric.device)
+    module = fabric.setup_module(learner)
+    size = experiment.pairs.size
+    views = torch.rand(min(settings.batch, images), 3, size, size, device=fabric.device)
+    seconds = _seconds(lambda: fabric.backward(module(views, views).mean()))
+    steps = steps_of(settings.length, images=images, batch=settings.batch)
+    return f"pretrain: {_span(seconds * steps)} for {steps:,} steps of {settings.batch}, without weighing and loading"
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Seconds of one call, after one that warms up."""
+    work()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

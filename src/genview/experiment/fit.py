@@ -1,0 +1,68 @@
+"""`fit-generator`: an encoder by one of our own methods, then a generator conditioned on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from genview.encoders.backbone import BackboneSettings
+from genview.encoders.token_encoder import TokenEncoderSettings
+from genview.errors import UserError
+from genview.experiment.load import dump
+from genview.generators.fit import FitSettings, fit
+from genview.images import ImageSettings
+from genview.methods import Method, MoCoV2
+from genview.pairs import Pairs, PairSettings
+from genview.store import RunFolder, claim
+from genview.training import TrainSettings, pretrain
+from genview.training.pretrain import Tell
+
+
+@dataclass(frozen=True)
+class FitExperiment:
+    """Images; the encoder with the method, pairs and training that make it; the generator's training."""
+
+    images: Annotated[ImageSettings, Field(discriminator="kind")]
+    encoder: TokenEncoderSettings = field(default_factory=TokenEncoderSettings)
+    method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=MoCoV2)
+    pairs: PairSettings = field(default_factory=PairSettings)
+    training: TrainSettings = field(default_factory=TrainSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+    seed: int = 0
+
+
+def fit_generator(experiment: FitExperiment, out: Path, tell: Tell) -> Path:
+    """Train encoder and generator into `out`, continuing what is there; return the generator's folder.
+
+    Raises:
+        UserError: the settings do not fit together, or `out` belongs to another experiment.
+    """
+    if experiment.training.backbone != BackboneSettings():
+        raise UserError("In fit-generator the network to train is encoder.trunk: remove training.backbone.")
+    training = replace(experiment.training, backbone=experiment.encoder.trunk)
+    settings = dump(experiment)
+    claim(
+        out / "encoder-run",
+        {name: settings[name] for name in ("images", "encoder", "method", "pairs", "seed")},
+    )
+    claim(out, {"fit": settings["fit"], "seed": experiment.seed, "encoder": settings["encoder"]})
+    source = experiment.images.build()
+    run = RunFolder(out / "encoder-run")
+    if not run.backbone.exists():
+        pairs = Pairs(source, experiment.pairs, experiment.seed)
+        pretrain(experiment.method, pairs, training, run, weigh=None, probe=None, tell=tell)
+    log = RunFolder(out)
+    fit(
+        source,
+        experiment.encoder,
+        run.backbone,
+        experiment.fit,
+        out,
+        seed=experiment.seed,
+        tell=tell,
+        measured=log.measure,
+    )
+    return out

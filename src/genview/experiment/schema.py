@@ -1,0 +1,56 @@
+"""The whole experiment as one value. Each key is the dataclass of one room, in the order the data flows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from genview.evaluation import Evaluation, Knn, Linear
+from genview.foreground import AnalyseSettings
+from genview.generators import GeneratorSettings
+from genview.generators.generate import GenerateSettings
+from genview.images import ImageSettings
+from genview.methods import Method, MoCoV2
+from genview.noise import Adaptive, NoisePolicy
+from genview.pairs import PairSettings
+from genview.training import TrainSettings
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """The frozen encoder that weighs pairs, its direction, and γ.
+
+    `encoder` is 'generator' (the generator's own), a timm name such as convnext_base.clip_laion2b_augreg, or a
+    folder. `direction` is an .npy file (the authors' or one's own); without it, it is fitted.
+    """
+
+    encoder: str = "generator"
+    gamma: float = 1.0
+    direction: Path | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run depends on.
+
+    `generator: null` gives pairs of the originals alone and `quality: null` equal weights: the paper's
+    baselines. `baseline: true` trains that baseline too, with the same budget, and shows both side by side.
+    `test` holds labelled images to evaluate on; where it is absent, a part of `images` is held out for that.
+    """
+
+    images: Annotated[ImageSettings, Field(discriminator="kind")]
+    test: Annotated[ImageSettings, Field(discriminator="kind")] | None = None
+    generator: Annotated[GeneratorSettings, Field(discriminator="kind")] | None = None
+    foreground: AnalyseSettings = field(default_factory=AnalyseSettings)
+    noise: Annotated[NoisePolicy, Field(discriminator="kind")] = field(default_factory=Adaptive)
+    generate: GenerateSettings = field(default_factory=GenerateSettings)
+    pairs: PairSettings = field(default_factory=PairSettings)
+    quality: QualitySettings | None = None
+    method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=MoCoV2)
+    training: TrainSettings = field(default_factory=TrainSettings)
+    evaluation: tuple[Annotated[Evaluation, Field(discriminator="kind")], ...] = (Knn(), Linear())
+    baseline: bool = False
+    seed: int = 0

@@ -1,0 +1,254 @@
+"""The stages of a run, in the order the data flows; each continues what an earlier run left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genview.encoders import FrozenEncoder, load_frozen
+from genview.encoders.backbone import load as load_backbone
+from genview.errors import UserError
+from genview.evaluation import evaluate, extract, knn_accuracy, split
+from genview.experiment.load import dump, read_yaml, to_yaml
+from genview.experiment.schema import Experiment, QualitySettings
+from genview.foreground import Analysis, Direction, analyse
+from genview.generators import Generator, Job, ViewTable, generate
+from genview.images import ImageSource, Subset
+from genview.pairs import FindView, Pairs
+from genview.quality import TowerQuality
+from genview.report import write_page
+from genview.store import RunFolder, write_bytes
+from genview.store.parts import differences
+from genview.training import pretrain
+from genview.training.pretrain import Probe, Tell, Weigh
+
+INDIFFERENT = {
+    "training": ("workers", "device", "save_every", "measure_every", "probe_every"),
+    "foreground": ("workers", "batch"),
+}
+"""Settings that may change between the starts of one run, as no result depends on them."""
+ONLINE_IMAGES = 2000
+ONLINE_K = 20
+
+
+def run_all(experiment: Experiment, out: Path, tell: Tell) -> RunFolder:
+    """Do every stage that `experiment` asks for; return the run folder.
+
+    Raises:
+        UserError: see the stages.
+    """
+    stages = Stages.open(experiment, out)
+    if experiment.generator is not None:
+        stages.analyse(tell)
+        stages.generate(tell)
+    stages.pretrain(tell)
+    stages.evaluate(tell)
+    stages.report(tell)
+    return stages.run
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One experiment in one run folder."""
+
+    experiment: Experiment
+    run: RunFolder
+    label: str = ""
+
+    @staticmethod
+    def open(experiment: Experiment, out: Path) -> Stages:
+        """Bind an experiment to its folder.
+
+        Raises:
+            UserError: the folder holds another experiment; the message shows what differs.
+        """
+        run = RunFolder(out)
+        if run.experiment.exists():
+            found, wanted = _essential(read_yaml(run.experiment)), _essential(dump(experiment))
+            if found != wanted:
+                raise UserError(
+                    f"{out} holds another experiment ({'; '.join(differences(found, wanted))}). "
+                    "Choose another --out, or put the settings back to continue that one."
+                )
+        write_bytes(run.experiment, to_yaml(experiment).encode())
+        return Stages(experiment, run)
+
+    @cached_property
+    def device(self) -> str:
+        """Where frozen encoders and generators run."""
+        wanted = self.experiment.training.device
+        return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+    @cached_property
+    def sources(self) -> tuple[ImageSource, ImageSource | None]:
+        """Images to train on, and labelled images to evaluate on (None: there are no labels)."""
+        images = self.experiment.images.build()
+        if self.experiment.test is not None:
+            return images, self.experiment.test.build()
+        if images.classes:
+            return split(images, 0.2, self.experiment.seed)
+        return images, None
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The generator, loaded once."""
+        if self.experiment.generator is None:
+            raise UserError("This experiment has generator: null, so there is nothing to analyse or to generate.")
+        return self.experiment.generator.load(self.device)
+
+    def analyse(self, tell: Tell) -> None:
+        """Foreground ratio and condition of every image."""
+        analyse(
+            self.sources[0],
+            self.generator.encoder,
+            self.run.analysis,
+            self.experiment.foreground,
+            seed=self.experiment.seed,
+            device=self.device,
+            tell=lambda what, done, total: tell(what, done, total, ""),
+            unreadable=self.run.quarantine,
+            identity={"images": dump(self.experiment)["images"], "encoder": self.generator.encoder.name},
+        )
+
+    def generate(self, tell: Tell) -> None:
+        """Views of every analysed image."""
+        rows = Analysis(self.run.analysis).rows()
+        settings = self.experiment.generator
+        generator = self.generator
+        assert settings is not None
+        job = Job(
+            keys=list(rows["key"]),
+            ratio=rows["ratio"],
+            embedding=rows["embedding"],
+            policy=self.experiment.noise,
+            guidance=settings.guidance,
+            batch=settings.batch,
+            seed=self.experiment.seed,
+        )
+        resolved = dump(self.experiment)
+        identity = {name: resolved[name] for name in ("images", "generator", "foreground", "noise", "seed")}
+        identity["foreground"] = {k: v for k, v in identity["foreground"].items() if k not in ("workers", "batch")}
+        generate(job, generator, self.experiment.generate, self.run.views, identity=identity, tell=tell)
+
+    def pretrain(self, tell: Tell) -> None:
+        """Train the backbone, and the baseline if the experiment wants one."""
+        if not self.run.backbone.exists():
+            pairs = Pairs(self.sources[0], self.experiment.pairs, self.experiment.seed, self._find_view())
+            pretrain(
+                self.experiment.method,
+                pairs,
+                self.experiment.training,
+                self.run,
+                weigh=self._weigh(),
+                probe=self._probe(),
+                tell=_named(tell, self.label),
+            )
+        if self.experiment.baseline:
+            self.plain().pretrain(tell)
+
+    def evaluate(self, tell: Tell) -> None:
+        """Score the frozen backbone, and the baseline's."""
+        train, test = self.sources
+        steps = self._last_step()
+        if test is not None and not any(m.name.startswith(("knn/", "linear/")) for m in self.run.measures()):
+            backbone = load_backbone(self.experiment.training.backbone, self.run.backbone).to(self.device)
+            found = evaluate(
+                backbone,
+                train,
+                test,
+                self.experiment.evaluation,
+                size=self.experiment.pairs.size,
+                batch=256,
+                workers=self.experiment.training.workers,
+                device=self.device,
+                tell=lambda what, done, total: tell(f"{what}{self.label}", done, total, ""),
+            )
+            for name, value in found:
+                self.run.measure(name, value, steps)
+        if self.experiment.baseline:
+            self.plain().evaluate(tell)
+
+    def report(self, tell: Tell) -> None:
+        """Write the page."""
+        write_page(self.run, self.sources[0])
+        tell("report", 1, 1, "")
+
+    def plain(self) -> Stages:
+        """The same budget on the originals alone, with equal weights."""
+        experiment = replace(self.experiment, generator=None, quality=None, baseline=False)
+        return replace(Stages.open(experiment, self.run.baseline.root), label=" (baseline)")
+
+    def _find_view(self) -> FindView | None:
+        if self.experiment.generator is None:
+            return None
+        views, source = ViewTable(self.run.views), self.sources[0]
+        missing = views.missing([source.key(i) for i in range(len(source))])
+        if missing > self.experiment.pairs.missing * len(source):
+            raise UserError(
+                f"{missing} of {len(source)} images have no generated view in {self.run.views}. Run `genview "
+                "generate` to make them, or allow it with --set pairs.missing=SHARE."
+            )
+        return views.find
+
+    def _weigh(self) -> Weigh | None:
+        settings = self.experiment.quality
+        if settings is None:
+            return None
+        encoder, direction = self._quality_encoder(settings)
+        return TowerQuality(encoder, direction.vector.to(self.device), settings.gamma)
+
+    def _quality_encoder(self, settings: QualitySettings) -> tuple[FrozenEncoder, Direction]:
+        if settings.encoder == "generator":
+            encoder, folder = self.generator.encoder, self.run.analysis
+        else:
+            encoder, folder = load_frozen(settings.encoder).to(self.device), self.run.root / "quality"
+        if settings.direction is not None:
+            return encoder, Direction.from_npy(settings.direction)
+        if not (folder / "direction.safetensors").exists():
+            raise UserError(
+                f"There is no direction for the encoder '{settings.encoder}' yet: run `genview analyse`, "
+                "or name an .npy file as quality.direction."
+            )
+        return encoder, Analysis(folder).direction()
+
+    def _probe(self) -> Probe | None:
+        train, test = self.sources
+        if test is None:
+            return None
+        bank, held = _few(train, ONLINE_IMAGES), _few(test, ONLINE_IMAGES // 2)
+        size, batch = self.experiment.pairs.size, 256
+
+        def probe(backbone: nn.Module) -> Iterable[tuple[str, float]]:
+            known, asked = (
+                extract(backbone, source, size=size, batch=batch, workers=0, device=self.device)
+                for source in (bank, held)
+            )
+            yield f"knn/top1@k={ONLINE_K}", knn_accuracy(known, asked, k=ONLINE_K, temperature=0.07)
+
+        return probe
+
+    def _last_step(self) -> int:
+        return max((measure.step for measure in self.run.measures()), default=0)
+
+
+def _essential(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved experiment on which results depend."""
+    return {
+        name: {k: v for k, v in value.items() if k not in INDIFFERENT[name]} if name in INDIFFERENT else value
+        for name, value in resolved.items()
+    }
+
+
+def _named(tell: Tell, label: str) -> Tell:
+    return lambda what, done, total, note: tell(what + label, done, total, note)
+
+
+def _few(source: ImageSource, count: int) -> ImageSource:
+    """At most `count` images, evenly spaced."""
+    return Subset(source, range(0, len(source), -(-len(source) // count)))

@@ -1,0 +1,81 @@
+"""Sources made of sources: several together, or a part of one."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+
+import torch
+from PIL import Image
+
+from genview.errors import UserError
+from genview.images.source import ImageSource
+from genview.seeds import seed_of
+
+
+class Together:
+    """Several sources one after another; keys get the part's name in front, labels are dropped."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, parts: Mapping[str, ImageSource]) -> None:
+        self._names, self._parts = list(parts), list(parts.values())
+        self._starts = [sum(len(p) for p in self._parts[:n]) for n in range(len(self._parts))]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def key(self, i: int) -> str:
+        """Name of the part, then its key."""
+        n, own = self._place(i)
+        return f"{self._names[n]}/{self._parts[n].key(own)}"
+
+    def image(self, i: int) -> Image.Image:
+        """From the part."""
+        n, own = self._place(i)
+        return self._parts[n].image(own)
+
+    def label(self, i: int) -> int | None:  # noqa: ARG002 - classes of different sets do not compare
+        """None."""
+        return None
+
+    def _place(self, i: int) -> tuple[int, int]:
+        n = bisect.bisect_right(self._starts, i) - 1
+        return n, i - self._starts[n]
+
+
+class Subset:
+    """Chosen images of a source, in the given order."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, list(indices)
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def key(self, i: int) -> str:
+        """As in the source."""
+        return self.source.key(self.indices[i])
+
+    def image(self, i: int) -> Image.Image:
+        """As in the source."""
+        return self.source.image(self.indices[i])
+
+    def label(self, i: int) -> int | None:
+        """As in the source."""
+        return self.source.label(self.indices[i])
+
+
+def limited(source: ImageSource, count: int | None) -> ImageSource:
+    """Return a random part of `count` images, always the same one, in the order of the source; all where None.
+
+    Raises:
+        UserError: `count` is not positive.
+    """
+    if count is None or count >= len(source):
+        return source
+    if count < 1:
+        raise UserError(f"images.limit is {count}; it should be at least 1.")
+    chance = torch.Generator().manual_seed(seed_of(0, "", 0, "limit"))
+    return Subset(source, sorted(torch.randperm(len(source), generator=chance)[:count].tolist()))

@@ -1,0 +1,16 @@
+"""Pairs of views and the recipes that make them."""
+
+from genview.pairs.augment import RecipeName, ViewRecipe, recipe
+from genview.pairs.dataset import NOT_GENERATED, FindView, PairBatch, Pairs, PairSettings, collate
+
+__all__ = [
+    "NOT_GENERATED",
+    "FindView",
+    "PairBatch",
+    "PairSettings",
+    "Pairs",
+    "RecipeName",
+    "ViewRecipe",
+    "collate",
+    "recipe",
+]

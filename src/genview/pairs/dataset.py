@@ -1,0 +1,143 @@
+"""Pairs: two views of one image, one of them from its generated view (GenView, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from genview.errors import UserError
+from genview.images import ImageSource, UnreadableImage
+from genview.pairs.augment import RecipeName, ViewRecipe, recipe
+from genview.seeds import seed_of
+
+NOT_GENERATED = -1
+TRIES = 20
+FindView = Callable[[str, int], tuple[Image.Image, int] | None]
+"""(key, random number) → a generated view of that image and its noise level, or None where there is none."""
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How pairs are made.
+
+    `views` is the probability that a pair has a generated view (1 in the paper). `flip` and `smallest_crop`
+    replace the recipe's numbers where the images call for it. A training set in which more than the share
+    `missing` of images has no generated view is refused.
+    """
+
+    recipe: RecipeName = "moco_v2"
+    size: int = 224
+    views: float = 1.0
+    flip: float | None = None
+    smallest_crop: float | None = None
+    missing: float = 0.05
+
+
+class Item(NamedTuple):
+    """One pair: views uint8 3×S×S, index of the image, noise level or −1, and why an image was replaced."""
+
+    a: Tensor
+    b: Tensor
+    image: int
+    level: int
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Views uint8 B×3×S×S, indices of their images, noise levels (−1: both views are of the original)."""
+
+    a: Tensor
+    b: Tensor
+    indices: Tensor
+    levels: Tensor
+    unreadable: tuple[tuple[str, str], ...]
+
+
+class Pairs(Dataset[Item]):
+    """Pairs by (epoch, index).
+
+    The randomness of a pair comes from the run's seed, the epoch and the key alone, so it depends neither on the
+    number of workers nor on where a run was interrupted.
+
+    Args:
+        source: the originals.
+        settings: recipe, size, probability of a generated view.
+        seed: the run's seed.
+        find_view: finds a generated view; without it both views come from the original.
+        indices: images of the source to use; all where empty.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        settings: PairSettings,
+        seed: int,
+        find_view: FindView | None = None,
+        indices: Sequence[int] = (),
+    ) -> None:
+        self.source = source
+        self.settings = settings
+        self.seed = seed
+        self.find_view = find_view
+        self.indices = indices
+        self._transforms = [changed.transform(settings.size) for changed in _recipes(settings)]
+
+    def __len__(self) -> int:
+        return len(self.indices) or len(self.source)
+
+    def __getitem__(self, position: tuple[int, int]) -> Item:
+        epoch, i = position
+        image, index, bad = self._readable(self.indices[i] if self.indices else i)
+        key = self.source.key(index)
+        first, second = self._transforms
+        seed = seed_of(self.seed, key, epoch, "pair")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            views = [image, image]
+            level = NOT_GENERATED
+            found = self.find_view(key, seed) if self.find_view and torch.rand(()) < self.settings.views else None
+            if found is not None:
+                side = int(torch.randint(2, (1,)))
+                views[side], level = found
+            return Item(first(views[0]), second(views[1]), index, level, tuple(bad))
+
+    def _readable(self, index: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
+        """Return image `index`, or the next one that can be read, with the reasons why not."""
+        bad: list[tuple[str, str]] = []
+        for step in range(TRIES):
+            candidate = (index + step) % len(self.source)
+            try:
+                return self.source.image(candidate), candidate, bad
+            except UnreadableImage as reason:
+                bad.append((self.source.key(candidate), str(reason)))
+        raise UserError(
+            f"{TRIES} images in a row could not be read, the first being '{bad[0][0]}' ({bad[0][1]}). "
+            "Check that the folder is whole and that this user may read it."
+        )
+
+
+def _recipes(settings: PairSettings) -> list[ViewRecipe]:
+    recipes = list(recipe(settings.recipe))
+    if settings.flip is not None:
+        recipes = [replace(r, flip=settings.flip) for r in recipes]
+    if settings.smallest_crop is not None:
+        recipes = [replace(r, scale=(settings.smallest_crop, 1.0)) for r in recipes]
+    return recipes
+
+
+def collate(items: Sequence[Item]) -> PairBatch:
+    """Stack items into a batch."""
+    return PairBatch(
+        a=torch.stack([item.a for item in items]),
+        b=torch.stack([item.b for item in items]),
+        indices=torch.tensor([item.image for item in items]),
+        levels=torch.tensor([item.level for item in items]),
+        unreadable=tuple(reason for item in items for reason in item.unreadable),
+    )

@@ -1,0 +1,6 @@
+"""The page that shows what happened in a run: reads run folders and draws; never trains."""
+
+from genview.report.collect import Result, results
+from genview.report.page import write_page
+
+__all__ = ["Result", "results", "write_page"]

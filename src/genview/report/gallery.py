@@ -1,0 +1,186 @@
+"""Small pictures for the page: originals beside views, foreground maps, pairs; each a tile with a caption."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from genview.images.decode import decode
+from genview.images.source import ImageSource, UnreadableImage
+from genview.report.collect import Columns, Material, spread
+from genview.store import read_at
+
+SIDE = 128
+"""Longest side of a thumbnail in pixels."""
+PER_LEVEL = 8
+MOST_LEVELS = 8
+MAPS = 12
+EXTREMES = 8
+BACKGROUND, FOREGROUND = np.array([0.0, 114.0, 178.0]), np.array([230.0, 159.0, 0.0])
+"""Blue and orange that colour-blind readers tell apart (Okabe and Ito)."""
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return the centre square of an image, at most `SIDE` pixels wide, as a data URI."""
+    side = min(SIDE, *image.size)
+    small = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+    buffer, kind = io.BytesIO(), "png" if side <= 48 else "jpeg"
+    small.save(buffer, kind, quality=85, subsampling=0, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def picture(image: Image.Image | np.ndarray | None, alt: str) -> str:
+    """Return an img element, or a box that says that the image is not at hand."""
+    if image is None:
+        return f'<div class="gone">{html.escape(alt)}: not at hand</div>'
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    small = ' class="small"' if min(image.size) < 64 else ""
+    return f'<img{small} src="{data_uri(image)}" alt="{html.escape(alt)}" loading="lazy">'
+
+
+def tile(pictures: Iterable[str], caption: str, key: str) -> str:
+    """Return pictures side by side; `caption` is HTML, `key` is escaped here and shown as tooltip too."""
+    name = html.escape(key)
+    return (
+        f'<figure class="tile" title="{name}"><div>{"".join(pictures)}</div>'
+        f"<figcaption>{caption}<span>{name}</span></figcaption></figure>"
+    )
+
+
+def by_level(material: Material, source: ImageSource | None) -> Iterator[str]:
+    """Yield a row of tiles for each of at most `MOST_LEVELS` levels, lowest first; needs `material.views`."""
+    views = material.views
+    assert views is not None
+    known = _known(material.maps)
+    levels = np.unique(views["level"]).tolist()
+    if len(levels) > MOST_LEVELS:
+        yield f'<p class="note">{MOST_LEVELS} of {len(levels)} levels are shown.</p>'
+    chosen = {level: _choose(views, level, known, source is None) for level in spread(levels, MOST_LEVELS)}
+    if source is not None:
+        wanted = {str(views["key"][row]) for rows in chosen.values() for row in rows}
+        known = known | _find(source, wanted)
+    for level, rows in chosen.items():
+        tiles = "".join(_view_tile(material, row, known) for row in rows)
+        yield f'<div class="level">{_level_head(views, level)}<div class="tiles">{tiles}</div></div>'
+
+
+def _choose(views: Columns, level: int, known: dict[str, Image.Image], prefer_known: bool) -> list[int]:
+    rows = np.flatnonzero(views["level"] == level).tolist()
+    if prefer_known:
+        with_original = [row for row in rows if str(views["key"][row]) in known]
+        rest = [row for row in rows if str(views["key"][row]) not in known]
+        chosen = spread(with_original, PER_LEVEL)
+        return chosen + spread(rest, PER_LEVEL - len(chosen))
+    return spread(rows, PER_LEVEL)
+
+
+def _known(maps: Columns | None) -> dict[str, Image.Image]:
+    if maps is None:
+        return {}
+    return {str(key): Image.fromarray(image) for key, image in zip(maps["keys"], maps["images"], strict=True)}
+
+
+def _find(source: ImageSource, wanted: set[str]) -> dict[str, Image.Image]:
+    """Look the wanted keys up in a source, in one pass over its keys; unreadable images are left out."""
+    found: dict[str, Image.Image] = {}
+    left = set(wanted)
+    for i in range(len(source)):
+        if not left:
+            break
+        if (key := source.key(i)) in left:
+            left.remove(key)
+            try:
+                found[key] = source.image(i)
+            except UnreadableImage:
+                continue
+    return found
+
+
+def _level_head(views: Columns, level: int) -> str:
+    scores = views["score"][views["level"] == level].astype(float)
+    scores = scores[np.isfinite(scores)]
+    near = f"<p>similarity to the source: {scores.mean():.2f} on average</p>" if len(scores) else ""
+    return f"<div><h3>Level {level}</h3>{near}</div>"
+
+
+def _view_tile(material: Material, row: int, known: dict[str, Image.Image]) -> str:
+    views = material.views
+    assert views is not None
+    key, level, score = str(views["key"][row]), int(views["level"][row]), float(views["score"][row])
+    try:
+        shard = material.run.views / str(views["shard"][row])
+        view = decode(read_at(shard, int(views["offset"][row]), int(views["length"][row])))
+    except (OSError, UnreadableImage):
+        view = None
+    caption = f"similarity <b>{score:.2f}</b>" if np.isfinite(score) else ""
+    pictures = picture(known.get(key), f"Original {key}"), picture(view, f"View of {key} at level {level}")
+    return tile(pictures, caption, key)
+
+
+def foreground(maps: Columns) -> str:
+    """Return tiles of image, heat map and mask, from the least foreground to the most."""
+    scores = np.nan_to_num(maps["maps"].astype(np.float64))
+    scale = max(float(np.percentile(np.abs(scores), 98)), 1e-9)
+    tiles = []
+    for i in spread(np.argsort(maps["ratio"], kind="stable").tolist(), MAPS):
+        key, ratio = str(maps["keys"][i]), float(maps["ratio"][i])
+        image = np.asarray(_enlarged(Image.fromarray(maps["images"][i]), smooth=len(maps["images"][i]) >= 64))
+        pictures = (
+            picture(image, f"Image {key}"),
+            picture(heat(image, scores[i] / scale), f"Foreground score of {key} over the image"),
+            picture(cut_out(image, scores[i] > 0), f"Foreground mask of {key}, {ratio:.0%} of the image"),
+        )
+        tiles.append(tile(pictures, f"<b>{ratio:.0%}</b> foreground", key))
+    return f'<div class="tiles wide">{"".join(tiles)}</div>'
+
+
+def heat(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Lay scores h×w in [−1, 1] over a grey copy of an image uint8 S×S×3: blue below 0, orange above."""
+    fine = np.asarray(_enlarged(Image.fromarray(np.clip(scores, -1, 1).astype(np.float32)), smooth=True))[..., None]
+    opacity = 0.85 * np.abs(fine) ** 0.7
+    colour = np.where(fine > 0, FOREGROUND, BACKGROUND)
+    return np.asarray((1 - opacity) * _grey(image) + opacity * colour).round().astype(np.uint8)
+
+
+def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Darken all of an image uint8 S×S×3 but the mask h×w, and outline the mask in orange."""
+    fine = np.asarray(_enlarged(Image.fromarray(mask.astype(np.uint8) * 255), smooth=False)) > 0
+    padded = np.pad(fine, 2, mode="edge")
+    size = len(fine)
+    shifted = [padded[y : y + size, x : x + size] for y, x in ((0, 2), (4, 2), (2, 0), (2, 4))]
+    edge = fine & ~np.logical_and.reduce(shifted)
+    cut = np.where(fine[..., None], image, 0.3 * _grey(image))
+    return np.asarray(np.where(edge[..., None], FOREGROUND, cut)).round().astype(np.uint8)
+
+
+def _enlarged(image: Image.Image, *, smooth: bool) -> Image.Image:
+    return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return np.asarray(image.astype(np.float64).mean(axis=2, keepdims=True))
+
+
+def extremes(pairs: Columns) -> tuple[list[int], list[int]]:
+    """Return the rows of the highest weights (falling) and of the lowest (rising); none is in both."""
+    order = [int(i) for i in np.argsort(pairs["weight"], kind="stable") if np.isfinite(pairs["weight"][i])]
+    high = min(EXTREMES, (len(order) + 1) // 2)
+    return order[::-1][:high], order[: min(EXTREMES, len(order) - high)]
+
+
+def weighted(pairs: Columns, rows: list[int]) -> str:
+    """Return tiles of both views of the given pairs, with weight, similarities and level."""
+    tiles = []
+    for i in rows:
+        key, level = str(pairs["keys"][i]), int(pairs["level"][i])
+        made = f"level {level}" if level >= 0 else "not generated"
+        weight, fg, bg = (float(pairs[name][i]) for name in ("weight", "foreground", "background"))
+        caption = f"weight <b>{weight:.2f}</b> · {made}<br>s<sub>fg</sub> {fg:.2f} · s<sub>bg</sub> {bg:.2f}"
+        pictures = (picture(pairs[side][i], f"View {side} of {key}") for side in ("a", "b"))
+        tiles.append(tile(pictures, caption, key))
+    return f'<div class="tiles four">{"".join(tiles)}</div>'

@@ -1,0 +1,76 @@
+"""One HTML file that shows what happened in a run; it needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from genview.images.source import ImageSource
+from genview.report.collect import Material, collect
+from genview.report.look import FRAME, STYLE
+from genview.report.sections import Section, sections_of
+from genview.report.words import outcome
+from genview.store import RunFolder, write_bytes
+
+
+def write_page(run: RunFolder, source: ImageSource | None = None) -> Path:
+    """Write `run.page` from whatever the run folder holds, finished or not, and return its path.
+
+    Originals are shown from `source` where it is given, else from the examples that the analysis kept.
+
+    Raises:
+        UserError: a file of the run is damaged, or the disk is full.
+    """
+    material = collect(run)
+    sections = sections_of(material, source)
+    page = FRAME.format(
+        title=html.escape(f"{_name(run)} · genview"),
+        style=STYLE,
+        header=_header(material, sections),
+        sections="\n".join(_drawn(section) for section in sections),
+    )
+    write_bytes(run.page, page.encode("utf-8", "replace"))
+    return run.page
+
+
+def _name(run: RunFolder) -> str:
+    return run.root.resolve().name
+
+
+def _header(material: Material, sections: Sequence[Section]) -> str:
+    dated = [file for file in (material.run.measures_file, material.run.experiment) if file.exists()]
+    when = datetime.fromtimestamp(dated[0].stat().st_mtime) if dated else datetime.now()
+    links = "".join(f'<a href="#{section.anchor}">{section.title}</a>' for section in sections)
+    facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _facts(material))
+    return (
+        f'<p class="date">genview run · {when.day} {when:%B %Y, %H:%M}</p>'
+        f"<h1>{html.escape(_name(material.run))}</h1>"
+        f'<p class="lead">{html.escape(outcome(material.results, material.treatment))}</p>'
+        f'<dl class="facts">{facts}</dl><nav aria-label="Sections">{links}</nav>'
+    )
+
+
+def _facts(material: Material) -> list[tuple[str, str]]:
+    train = [m for m in material.measures if m.name.startswith("train/")]
+    speed = [m.value for m in train if m.name == "train/images_per_second"]
+    waiting = [m.value for m in train if m.name == "train/waiting"]
+    return [
+        ("images analysed", f"{material.analysed:,}"),
+        ("views generated", f"{material.generated:,}"),
+        ("training steps", f"{max((m.step for m in train), default=0):,}"),
+        ("images a second", f"{np.median(speed):,.0f}" if speed else "–"),
+        ("of the time spent waiting for data", f"{np.mean(waiting):.0%}" if waiting else "–"),
+        ("images set aside", f"{len(material.quarantined):,}"),
+    ]
+
+
+def _drawn(section: Section) -> str:
+    return (
+        f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-title">'
+        f'<h2 id="{section.anchor}-title">{section.title}</h2>'
+        f'<p class="reading">{section.reading}</p>{section.body}</section>'
+    )

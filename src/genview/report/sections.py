@@ -1,0 +1,242 @@
+"""The sections of the page: each says how to read it, and what would make it where its data are missing."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+import numpy as np
+
+from genview.images.source import ImageSource
+from genview.report import figures, gallery
+from genview.report.collect import Material, Result, series
+from genview.report.words import flat, label, percent, points
+
+MOST_QUARANTINED = 50
+MOST_BARS = 10
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: its anchor, title, one line on how to read it, and its body; all of them HTML."""
+
+    anchor: str
+    title: str
+    reading: str
+    body: str
+
+
+def sections_of(material: Material, source: ImageSource | None) -> list[Section]:
+    """Return every section, in the order of the page."""
+    return [
+        scores(material),
+        views(material, source),
+        foreground(material),
+        pairs(material),
+        histograms(material),
+        curves(material),
+        quarantine(material),
+        experiment(material),
+    ]
+
+
+def _missing(verb: str, more: str = "") -> str:
+    return f'<p class="missing">Nothing here yet: <code>genview {verb}</code> makes this{more}.</p>'
+
+
+def scores(material: Material) -> Section:
+    """Scores by kNN and linear probe beside those of the same budget without views and weights."""
+    found = material.results
+    reading = (
+        "Share of test images whose class follows rightly from the frozen backbone's features, by nearest "
+        "neighbours and by a linear probe. One seed each: a small difference may be chance."
+    )
+    if not found:
+        return Section("results", "Results", reading, _missing("evaluate", " (it needs labelled images)"))
+    compared = any(result.baseline is not None for result in found)
+    heads = ["measure", f"with {material.treatment}" if compared and material.treatment else "this run"]
+    heads += ["same budget without", "difference, points"] if compared else []
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    rows = "".join(_score_row(result, compared) for result in found)
+    body = f'<div class="scroll" tabindex="0"><table class="scores"><thead><tr>{head}</tr></thead>'
+    body += f"<tbody>{rows}</tbody></table></div>"
+    if not compared:
+        body += (
+            '<p class="note">No baseline to compare with: <code>--set baseline=true</code> spends the same '
+            "budget once more without generated views and weights.</p>"
+        )
+    return Section("results", "Results", reading, body)
+
+
+def _score_row(result: Result, compared: bool) -> str:
+    words = label(result.name)
+    name = html.escape(words if words.startswith("kNN") else words[:1].upper() + words[1:])
+    cells = f'<th scope="row">{name}<br><code>{html.escape(result.name)}</code></th>'
+    cells += f'<td class="own">{percent(result.value)}</td>'
+    if result.baseline is not None and result.difference is not None:
+        kind = "up" if result.difference > 0 else "down" if result.difference < 0 else "even"
+        cells += f'<td>{percent(result.baseline)}</td><td class="{kind}">{points(result.difference)}</td>'
+    elif compared:
+        cells += "<td>–</td><td>–</td>"
+    return f"<tr>{cells}</tr>"
+
+
+def views(material: Material, source: ImageSource | None) -> Section:
+    """Originals beside their generated views, one row for each level."""
+    reading = (
+        "Left the original (its centre square), right its generated view. Higher levels should stray "
+        "further; a good view shows the same thing in another way. Similarity is the cosine of the two "
+        "in the encoder's space."
+    )
+    body = (
+        "".join(gallery.by_level(material, source))
+        if material.views is not None
+        else _missing("generate", "; an experiment with <code>generator: null</code> has none")
+    )
+    return Section("views", "Originals beside views", reading, body)
+
+
+def foreground(material: Material) -> Section:
+    """Score maps and masks of example images, and what the analysis found."""
+    reading = (
+        "Each image, how far its patches lie from the threshold, and what counts as foreground. Orange "
+        "should cover the thing that the image is of; the more of it, the higher the level."
+    )
+    body = _missing("analyse")
+    if material.maps is not None and len(material.maps["keys"]):
+        ramp = '<p class="keyline"><span>background<span class="ramp"></span>foreground</span></p>'
+        body = ramp + gallery.foreground(material.maps)
+    rows = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>"
+        for name, text in flat(material.summary or {})
+    )
+    body += f'<dl class="details">{rows}</dl>' if rows else ""
+    return Section("foreground", "Foreground maps", reading, body)
+
+
+def pairs(material: Material) -> Section:
+    """Training pairs with the highest and the lowest weight."""
+    reading = (
+        "Two views that training pulled together. A weight is high where the foregrounds agree "
+        "(s<sub>fg</sub>) while the backgrounds differ (s<sub>bg</sub>); 1 is the mean. Views that lost "
+        "their source should come last."
+    )
+    if material.pairs is None or not len(material.pairs["weight"]):
+        body = _missing("pretrain", " when the experiment has <code>quality</code>")
+        return Section("pairs", "Pairs by weight", reading, body)
+    high, low = gallery.extremes(material.pairs)
+    body = f"<h3>Highest weights</h3>{gallery.weighted(material.pairs, high)}"
+    body += f"<h3>Lowest weights</h3>{gallery.weighted(material.pairs, low)}" if low else ""
+    return Section("pairs", "Pairs by weight", reading, body)
+
+
+def _chart(title: str, text: str, drawing: str) -> str:
+    return f"<figure><figcaption><strong>{title}</strong>{text}</figcaption>{drawing}</figure>"
+
+
+def histograms(material: Material) -> Section:
+    """How foreground ratio, noise level and weight are spread."""
+    reading = (
+        "How many images, views or pairs have each value. Ratios should be spread out, so that several "
+        "levels are used. Weights lie around 1: the wider, the more the quality of pairs differs."
+    )
+    drawn = (_ratios(material), _levels(material), _weights(material))
+    return Section("histograms", "Histograms", reading, f'<div class="charts">{"".join(drawn)}</div>')
+
+
+def _ratios(material: Material) -> str:
+    title, ratio = "Foreground ratio", material.ratios
+    if ratio is None or not len(ratio):
+        return _chart(title, "", _missing("analyse"))
+    text = f"{_sample(len(ratio), material.analysed)} images, {ratio.mean():.2f} on average"
+    return _chart(
+        title, text, figures.histogram(ratio, (0.0, 1.0), "ratio", f"Histogram of foreground ratio: {text}")
+    )
+
+
+def _levels(material: Material) -> str:
+    title = "Noise level"
+    if material.views is None:
+        return _chart(title, "", _missing("generate"))
+    levels, counts = np.unique(material.views["level"], return_counts=True)
+    text = f"{_sample(int(counts.sum()), material.generated)} views"
+    if len(levels) > MOST_BARS:
+        span = (float(levels[0]), float(levels[-1]))
+        said = f"Histogram of levels from {levels[0]} to {levels[-1]}: {text}"
+        return _chart(title, text, figures.histogram(material.views["level"], span, "level", said))
+    said = ", ".join(f"{count} at level {level}" for level, count in zip(levels, counts, strict=True))
+    drawing = figures.bars([str(level) for level in levels], counts.tolist(), "level", f"Views by level: {said}")
+    return _chart(title, text, drawing)
+
+
+def _weights(material: Material) -> str:
+    title = "Pair weight"
+    if material.pairs is None or not len(material.pairs["weight"]):
+        return _chart(title, "", _missing("pretrain", " when the experiment has <code>quality</code>"))
+    every = material.pairs.get("weights")
+    weights = material.pairs["weight"] if every is None else every
+    weights = weights[np.isfinite(weights)].astype(float)
+    kept = "pairs seen in training" if every is not None else "pairs kept as examples: the extremes, not all pairs"
+    text = f"{len(weights):,} {kept}; the line marks 1, the mean of a batch"
+    span = (min(0.9, float(weights.min(initial=0.9))), max(1.1, float(weights.max(initial=1.1))))
+    return _chart(title, text, figures.histogram(weights, span, "weight", f"Histogram of weights: {text}", mark=1.0))
+
+
+def _sample(shown: int, all_of_them: int) -> str:
+    return f"{shown:,}" if shown >= all_of_them else f"an even sample of {shown:,} among {all_of_them:,}"
+
+
+def curves(material: Material) -> Section:
+    """Loss, online kNN and the collapse monitor over the steps, with the baseline's dashed."""
+    reading = (
+        "Loss should fall and kNN rise. The collapse monitor should stay well above 0: at 0 all images have "
+        "the same features. Losses with and without weights are not on one scale; compare kNN."
+    )
+    if not series(material.measures, "train/").steps.size:
+        return Section("curves", "Curves", reading, _missing("pretrain"))
+    own = material.treatment or "this run"
+    legend = f'<span><span class="swatch"></span> {own}</span>'
+    if material.plain_measures:
+        legend += '<span><span class="swatch plain"></span> same budget without</span>'
+    drawn = (
+        _curve(material, "train/loss", "Training loss", "mean of weighted losses of pairs"),
+        _curve(material, "online/knn/", "kNN during training", "on a part of the images", share=True),
+        _curve(material, "train/feature_std", "Collapse monitor", "spread of features: 1 is even, 0 collapsed"),
+    )
+    body = f'<p class="keyline">{legend}</p><div class="charts">{"".join(drawn)}</div>'
+    return Section("curves", "Curves", reading, body)
+
+
+def _curve(material: Material, prefix: str, title: str, text: str, *, share: bool = False) -> str:
+    own, plain = series(material.measures, prefix), series(material.plain_measures, prefix)
+    if not own.steps.size:
+        return _chart(title, text, _missing("pretrain", " (kNN needs labelled images)" if share else ""))
+    said = f"{title}, from {own.values[0]:.3g} at step {own.steps[0]:.0f}"
+    said += f" to {own.values[-1]:.3g} at {own.steps[-1]:.0f}"
+    if plain.steps.size:
+        said += f"; without views and weights {plain.values[-1]:.3g} at {plain.steps[-1]:.0f}"
+    return _chart(title, text, figures.curves(own, plain, prefix, said, percent=share))
+
+
+def quarantine(material: Material) -> Section:
+    """Images that could not be used."""
+    title, found = "Images set aside", material.quarantined
+    reading = "Files that could not be read as images, and why. They were skipped; nothing else was lost."
+    if not found:
+        return Section("quarantine", title, reading, "<p>None so far.</p>")
+    rows = "".join(
+        f'<tr><td class="key">{html.escape(key)}</td><td>{html.escape(reason)}</td></tr>'
+        for key, reason in found[:MOST_QUARANTINED]
+    )
+    count = f"<p>{len(found):,} images" if len(found) > 1 else "<p>1 image"
+    count += f", of which the first {MOST_QUARANTINED}:</p>" if len(found) > MOST_QUARANTINED else ":</p>"
+    head = '<thead><tr><th scope="col">image</th><th scope="col">reason</th></tr></thead>'
+    return Section("quarantine", title, reading, f"{count}<table>{head}<tbody>{rows}</tbody></table>")
+
+
+def experiment(material: Material) -> Section:
+    """The resolved experiment."""
+    reading = "Every setting of this run, defaults too. Saved to a file, it makes the same run again."
+    text = material.experiment
+    body = _missing("run") if text is None else f'<pre tabindex="0">{html.escape(text)}</pre>'
+    return Section("experiment", "Experiment", reading, body)

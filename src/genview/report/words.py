@@ -1,0 +1,47 @@
+"""Numbers and outcomes in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from genview.report.collect import Result
+
+
+def outcome(results: Sequence[Result], treatment: str) -> str:
+    """Say in one sentence how the run ended: its first linear and first kNN score beside the baseline's."""
+    found = (next((r for r in results if r.name.startswith(kind)), None) for kind in ("linear/", "knn/"))
+    chosen = [result for result in found if result]
+    if not chosen:
+        return "The backbone of this run has not been scored yet."
+    start = f"With {treatment}" if treatment else "Without generated views or quality weights"
+    scores = " and ".join(f"{percent(r.value)} in {label(r.name)}" for r in chosen)
+    gains = [points(r.difference) for r in chosen if r.difference is not None]
+    end = f": {' and '.join(gains)} points against the same budget without" if len(gains) == len(chosen) else ""
+    return f"{start} the frozen backbone reaches {scores}{end}."
+
+
+def label(name: str) -> str:
+    """Return a measure's name in words: 'knn/top1@k=20' is 'kNN top-1 (k = 20)'."""
+    kind, _, rest = name.partition("/")
+    score, _, setting = rest.partition("@")
+    words = {"knn": "kNN", "linear": "linear probe"}.get(kind, kind)
+    return f"{words} {score.replace('top', 'top-')}" + (f" ({setting.replace('=', ' = ')})" if setting else "")
+
+
+def percent(value: float) -> str:
+    """Return a share in [0, 1] as a percentage with one decimal."""
+    return f"{100 * value:.1f}%"
+
+
+def points(difference: float) -> str:
+    """Return a difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def flat(value: object, name: str = "") -> list[tuple[str, str]]:
+    """Return nested settings as (name, text) rows: {'a': {'b': 1.5}} is [('a · b', '1.5')]."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in flat(inner, f"{name} · {key}" if name else str(key))]
+    if isinstance(value, list):
+        return [(name, " × ".join(text for inner in value for _, text in flat(inner)))]
+    return [(name, f"{value:.4g}" if isinstance(value, float) else str(value))]

@@ -1,0 +1,20 @@
+"""Files: parts that appear whole, Parquet tables, tar shards, the run folder."""
+
+from genview.store.parts import appearing, claim, sweep, write_bytes, write_json
+from genview.store.run import Measure, RunFolder
+from genview.store.table import read_table, write_table
+from genview.store.tars import read_at, write_tar
+
+__all__ = [
+    "Measure",
+    "RunFolder",
+    "appearing",
+    "claim",
+    "read_at",
+    "read_table",
+    "sweep",
+    "write_bytes",
+    "write_json",
+    "write_table",
+    "write_tar",
+]

@@ -1,0 +1,86 @@
+"""A stage is a folder of parts; a part is done when its file exists; a file appears by rename.
+
+Resume, sharding over machines and progress follow from that sentence: nothing else records what is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from genview.errors import UserError, writing
+
+Settings = Mapping[str, object]
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
+
+    On failure the temporary file is removed, so `path` is either whole or absent (or what it was before).
+
+    Raises:
+        UserError: the disk is full or the folder may not be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, all or nothing."""
+    with appearing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` to `path` as indented JSON, all or nothing."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def claim(folder: Path, settings: Settings) -> None:
+    """Mark `folder` as the work of `settings`, or check that it already is.
+
+    The settings are kept in `folder/settings.json`. A stage calls this before it looks for finished parts, so
+    that parts of two different settings are never mixed.
+
+    Raises:
+        UserError: the folder holds the work of other settings; the message shows each difference.
+    """
+    path = folder / "settings.json"
+    wanted = json.loads(json.dumps(settings, sort_keys=True))
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    found = json.loads(path.read_text())
+    if found != wanted:
+        lines = "; ".join(differences(found, wanted))
+        raise UserError(
+            f"{folder} was made with other settings and would mix two experiments ({lines}). "
+            "Choose another --out, put the settings back, or delete that folder to make it anew."
+        )
+
+
+def differences(found: object, wanted: object, path: str = "") -> Iterator[str]:
+    """Yield 'path: there X, now Y' for every leaf that differs."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            yield from differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+    elif found != wanted:
+        yield f"{path}: there {json.dumps(found)}, now {json.dumps(wanted)}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed runs left half written in `folder`."""
+    for stale in folder.glob(".*.part"):
+        stale.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""The run folder: where an experiment leaves everything it made, under names that others rely on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genview.errors import writing
+from genview.store.parts import write_bytes
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of `measures.jsonl`: what was measured, its value, and the training step it belongs to."""
+
+    name: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run and the two files that grow line by line: measures and quarantine."""
+
+    root: Path
+
+    @property
+    def experiment(self) -> Path:
+        """The resolved experiment."""
+        return self.root / "experiment.yaml"
+
+    @property
+    def measures_file(self) -> Path:
+        """One JSON object a line: name, value, step."""
+        return self.root / "measures.jsonl"
+
+    @property
+    def quarantine_file(self) -> Path:
+        """One JSON object a line: key, reason."""
+        return self.root / "quarantine.jsonl"
+
+    @property
+    def analysis(self) -> Path:
+        """Foreground ratios and condition embeddings."""
+        return self.root / "analysis"
+
+    @property
+    def views(self) -> Path:
+        """Generated views."""
+        return self.root / "views"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What pretraining needs to continue."""
+        return self.root / "checkpoints"
+
+    @property
+    def pairs(self) -> Path:
+        """Examples of training pairs with their weights, for the page."""
+        return self.root / "pairs"
+
+    @property
+    def backbone(self) -> Path:
+        """The result: backbone weights for timm."""
+        return self.root / "backbone.safetensors"
+
+    @property
+    def page(self) -> Path:
+        """The HTML report."""
+        return self.root / "report.html"
+
+    @property
+    def baseline(self) -> RunFolder:
+        """The same budget without generated views and weights."""
+        return RunFolder(self.root / "baseline")
+
+    def measure(self, name: str, value: float, step: int) -> None:
+        """Append one measure."""
+        self._append(self.measures_file, {"name": name, "value": value, "step": step})
+
+    def quarantine(self, key: str, reason: str) -> None:
+        """Record an image that could not be used, once."""
+        if key not in {row["key"] for row in _lines(self.quarantine_file)}:
+            self._append(self.quarantine_file, {"key": key, "reason": reason})
+
+    def measures(self) -> list[Measure]:
+        """All measures, in the order of writing; a line cut short by a kill is left out."""
+        return [Measure(row["name"], row["value"], row["step"]) for row in _lines(self.measures_file)]
+
+    def forget_after(self, step: int, prefixes: tuple[str, ...]) -> None:
+        """Drop measures named with one of `prefixes` and taken after `step`: a resumed run takes them again."""
+        kept = [m for m in self.measures() if m.step <= step or not m.name.startswith(prefixes)]
+        rows = [json.dumps({"name": m.name, "value": m.value, "step": m.step}) + "\n" for m in kept]
+        write_bytes(self.measures_file, "".join(rows).encode())
+
+    def _append(self, path: Path, row: dict[str, object]) -> None:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue

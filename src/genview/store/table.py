@@ -1,0 +1,54 @@
+"""Tables as Parquet parts: written whole, read whole, columns as NumPy arrays or lists of strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genview.errors import UserError
+from genview.store.parts import appearing
+
+Column = np.ndarray | Sequence[str]
+
+
+def write_table(path: Path, columns: Mapping[str, Column]) -> None:
+    """Write equally long columns to `path`, all or nothing. A 2-D array becomes a fixed-size list column."""
+    table = pa.table({name: _arrow(values) for name, values in columns.items()})
+    with appearing(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file)
+
+
+def read_table(paths: Path | Sequence[Path], columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Read columns (all where None) of one part or several into a dict of arrays, strings as object arrays.
+
+    Raises:
+        UserError: there is no part, or one is damaged.
+    """
+    paths = [paths] if isinstance(paths, Path) else list(paths)
+    if not paths:
+        raise UserError("There is no table to read: the stage that writes it has not run yet.")
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pq.read_table(path, columns=columns, partitioning=None))
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} is damaged ({error}). Delete it and run the command again.") from error
+    table = pa.concat_tables(tables)
+    return {name: _numpy(table.column(name)) for name in table.column_names}
+
+
+def _arrow(values: Column) -> pa.Array:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    return pa.array(values)
+
+
+def _numpy(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_fixed_size_list(column.type):
+        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return np.asarray(flat).reshape(len(column), column.type.list_size)
+    return np.asarray(column.to_numpy(zero_copy_only=False))

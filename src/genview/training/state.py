@@ -1,0 +1,60 @@
+"""What a training must keep to continue as if nothing had happened."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from genview.errors import UserError
+from genview.methods import Learner
+from genview.store import appearing
+
+
+@dataclass
+class TrainState:
+    """Learner, optimizer and the number of steps taken.
+
+    Data order and augmentation follow from seed, epoch and key, and so need no place here; torch's own random
+    state is kept for layers that draw numbers (stochastic depth).
+    """
+
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write to `path`, all or nothing."""
+        content = {
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "random": torch.get_rng_state(),
+        }
+        with appearing(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
+
+    def load(self, path: Path, device: torch.device) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is damaged or of another learner.
+        """
+        try:
+            content = torch.load(path, map_location=device, weights_only=True)
+            self.learner.load_state_dict(content["learner"])
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"The checkpoint {path} cannot be continued: it is damaged or of another learner ({_short(error)}). "
+                "Delete it to start anew."
+            ) from error
+        self.step = int(content["step"])
+        torch.set_rng_state(content["random"].cpu())
+
+
+def _short(error: Exception) -> str:
+    """First line of an error, which torch makes long."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,101 @@
+"""The YAML boundary: what is refused and how it is said; every shipped experiment loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from genview.noise import Adaptive, Constant
+
+from genview.errors import UserError
+from genview.experiment import Experiment, FitExperiment, load, parse, to_yaml
+from genview.experiment.load import overridden
+from genview.generators import EmbeddedSettings
+from genview.methods import SimSiam
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
+LEAST = {"images": {"kind": "digits"}}
+
+
+def made(**changes: object) -> Experiment:
+    return parse(Experiment, {**LEAST, **changes}, "test.yaml")
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_experiment_loads_and_says_how_it_was_run(file: Path) -> None:
+    load(FitExperiment if file.stem.startswith("fit-") else Experiment, file)
+    first = file.read_text().splitlines()[0]
+    verb = "fit-generator" if file.stem.startswith("fit-") else "run"
+    assert first.startswith(f"# genview {verb} experiments/{file.name} ")
+    assert "--out" in first
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    experiment = made(generator={"kind": "unclip"}, quality={})
+    assert experiment.noise == Adaptive(levels=(0, 100, 200, 300, 400))
+    assert experiment.generator is not None
+    assert (experiment.generator.guidance, experiment.generator.steps) == (10.0, 20)
+    assert experiment.quality is not None
+    assert (experiment.quality.gamma, experiment.foreground.share, experiment.pairs.views) == (1.0, 0.4, 1.0)
+
+
+def test_null_generator_and_quality_are_the_baselines() -> None:
+    assert made(generator=None, quality=None) == made()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mehtod": {"kind": "simsiam"}}, "mehtod: unknown key. Did you mean 'method'"),
+        ({"training": {"lenght": "3 epochs"}}, "training.lenght: unknown key. Did you mean 'length'"),
+        (
+            {"method": {"kind": "moco_v2", "temprature": 0.1}},
+            "temprature: unknown key. Did you mean 'temperature'",
+        ),
+        ({"method": {"kind": "simclr9"}}, "method: .*simclr9.*moco_v2"),
+        ({"method": {"queue": 8}}, "method: say which kind"),
+        ({"images": {"kind": "folder"}}, "images.folder.root: is needed"),
+        ({"seed": "many"}, "seed: .*integer.*many"),
+        ({"pairs": {"size": "big", "views": "all"}}, "(?s)pairs.size.*pairs.views"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_path(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        made(**changes)
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    content = overridden(
+        LEAST, ["seed=3", "generator={kind: embedded, steps: 4}", "noise.kind=constant", "noise.level=200"]
+    )
+    experiment = parse(Experiment, content, "test.yaml")
+    assert experiment.seed == 3
+    assert experiment.generator == EmbeddedSettings(steps=4)
+    assert experiment.noise == Constant(level=200)
+    assert LEAST == {"images": {"kind": "digits"}}, "the original is left alone"
+
+
+@pytest.mark.parametrize(("text", "message"), [("seed", "write path=value"), ("seed.a=3", "holds a single value")])
+def test_overrides_that_cannot_be_applied(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        overridden({**LEAST, "seed": 0}, [text])
+
+
+def test_what_is_dumped_loads_to_the_same() -> None:
+    experiment = made(
+        method={"kind": "simsiam", "projection": 64}, generator={"kind": "embedded"}, quality={"gamma": 2.0}
+    )
+    assert isinstance(experiment.method, SimSiam)
+    assert parse(Experiment, yaml.safe_load(to_yaml(experiment)), "dumped") == experiment
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text("images: {kind: digits}")
+    with pytest.raises(UserError, match=r"tiny\.yaml"):
+        load(Experiment, tmp_path / "tinny.yaml")
+    for text, message in (("a: [", "no YAML file"), ("just words", "holds no experiment")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load(Experiment, tmp_path / "bad.yaml")
