@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from genview.noise import Adaptive
 from torch import Tensor
 
 from conftest import Painted
@@ -20,6 +19,7 @@ from genview.generators import EmbeddedSettings, GenerateSettings, Job, ViewTabl
 from genview.generators.fit import FitSettings, TokenDiffusion, Windows, fit
 from genview.generators.sampler import noise_for
 from genview.generators.token_diffusion import NOTHING_KNOWN, NetworkSettings, fold, unfold
+from genview.noise import Adaptive
 from genview.seeds import seed_of
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}, stem_stride=2)

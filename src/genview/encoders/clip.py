@@ -15,8 +15,8 @@ from genview.encoders.tower import fitted
 class ClipTower:
     """A `CLIPVisionModelWithProjection` as a frozen encoder.
 
-    Tokens are the patch tokens after the final LayerNorm, the tap of the paper's foreground direction (GenView,
-    section 3.2); the embedding is the projected class token, which is the condition of unCLIP.
+    Tokens are the patch tokens after the final LayerNorm, where GenView's foreground
+    direction is taken; the embedding is the projected class token, which is the condition of unCLIP.
     """
 
     def __init__(self, name: str, net: Any, mean: Sequence[float], std: Sequence[float]) -> None:

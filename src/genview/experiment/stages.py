@@ -17,7 +17,7 @@ from genview.errors import UserError
 from genview.evaluation import evaluate, extract, knn_accuracy, split
 from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, QualitySettings
-from genview.foreground import Analysis, Direction, analyse
+from genview.foreground import Analysis, Direction, Looking, analyse, fit_direction
 from genview.generators import Generator, Job, ViewTable, generate
 from genview.images import ImageSource, Subset
 from genview.pairs import FindView, Pairs
@@ -104,16 +104,13 @@ class Stages:
 
     def analyse(self, tell: Tell) -> None:
         """Foreground ratio and condition of every image."""
+        resolved = dump(self.experiment)
+        identity = {"images": resolved["images"], "encoder": self.generator.encoder.name}
         analyse(
-            self.sources[0],
-            self.generator.encoder,
+            self._looking(self.generator.encoder, tell),
             self.run.analysis,
-            self.experiment.foreground,
             seed=self.experiment.seed,
-            device=self.device,
-            tell=lambda what, done, total: tell(what, done, total, ""),
-            unreadable=self.run.quarantine,
-            identity={"images": dump(self.experiment)["images"], "encoder": self.generator.encoder.name},
+            identity=identity,
         )
 
     def generate(self, tell: Tell) -> None:
@@ -145,7 +142,7 @@ class Stages:
                 pairs,
                 self.experiment.training,
                 self.run,
-                weigh=self._weigh(),
+                weigh=self._weigh(tell),
                 probe=self._probe(),
                 tell=_named(tell, self.label),
             )
@@ -164,9 +161,10 @@ class Stages:
                 test,
                 self.experiment.evaluation,
                 size=self.experiment.pairs.size,
-                batch=256,
                 workers=self.experiment.training.workers,
                 device=self.device,
+                seed=self.experiment.seed,
+                unreadable=self.run.quarantine,
                 tell=lambda what, done, total: tell(f"{what}{self.label}", done, total, ""),
             )
             for name, value in found:
@@ -196,33 +194,37 @@ class Stages:
             )
         return views.find
 
-    def _weigh(self) -> Weigh | None:
+    def _looking(self, encoder: FrozenEncoder, tell: Tell) -> Looking:
+        settings = self.experiment.foreground
+        return Looking(self.sources[0], encoder, settings, self.device, tell, self.run.quarantine)
+
+    def _weigh(self, tell: Tell) -> Weigh | None:
         settings = self.experiment.quality
         if settings is None:
             return None
-        encoder, direction = self._quality_encoder(settings)
-        return TowerQuality(encoder, direction.vector.to(self.device), settings.gamma)
-
-    def _quality_encoder(self, settings: QualitySettings) -> tuple[FrozenEncoder, Direction]:
         if settings.encoder == "generator":
             encoder, folder = self.generator.encoder, self.run.analysis
         else:
             encoder, folder = load_frozen(settings.encoder).to(self.device), self.run.root / "quality"
+        direction = self._direction(settings, encoder, folder, tell)
+        return TowerQuality(encoder, direction.vector.to(self.device), settings.gamma)
+
+    def _direction(self, settings: QualitySettings, encoder: FrozenEncoder, folder: Path, tell: Tell) -> Direction:
+        """The given direction, or the one that was or is now fitted for this encoder."""
         if settings.direction is not None:
-            return encoder, Direction.from_npy(settings.direction)
-        if not (folder / "direction.safetensors").exists():
-            raise UserError(
-                f"There is no direction for the encoder '{settings.encoder}' yet: run `genview analyse`, "
-                "or name an .npy file as quality.direction."
-            )
-        return encoder, Analysis(folder).direction()
+            return Direction.from_npy(settings.direction)
+        if not (folder / "summary.json").exists():
+            looking = self._looking(encoder, tell)
+            plain = replace(looking, settings=replace(looking.settings, direction=None, sign="auto"))
+            fit_direction(plain, folder, seed=self.experiment.seed)
+        return Analysis(folder).direction()
 
     def _probe(self) -> Probe | None:
         train, test = self.sources
         if test is None:
             return None
         bank, held = _few(train, ONLINE_IMAGES), _few(test, ONLINE_IMAGES // 2)
-        size, batch = self.experiment.pairs.size, 256
+        size = self.experiment.pairs.size
 
         def probe(backbone: nn.Module) -> Iterable[tuple[str, float]]:
             known, asked = (

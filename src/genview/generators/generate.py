@@ -102,7 +102,7 @@ def _rows(job: Job, numbers: range, draws_each: int) -> Rows:
     for draw in range(draws_each):
         chosen = np.flatnonzero(draws == draw)
         names = [keys[i] for i in chosen]
-        levels[chosen] = job.policy.levels(names, job.ratio[images[chosen]], draw=draw, seed=job.seed)
+        levels[chosen] = job.policy.levels_of(names, job.ratio[images[chosen]], draw=draw, seed=job.seed)
     seeds = [seed_of(job.seed, key, int(draw), "view") for key, draw in zip(keys, draws, strict=True)]
     return Rows(images, draws, keys, seeds, levels)
 

@@ -15,7 +15,7 @@ class Generator(Protocol):
     """Makes a new view of an image from nothing but its embedding; touches no disk once it is loaded."""
 
     name: str
-    """Says which weights: two generators of the same name make the same views from the same seeds."""
+    """Says which weights these are."""
 
     size: int
     """Side in pixels of the square views."""

@@ -28,7 +28,7 @@ def noised_embedding(
 ) -> Tensor:
     """Noise embeddings B×E by their levels B, in float32: half precision would make level 0 and 100 others.
 
-    With z = (c - mean) / std, the result is (√ᾱ_l z + √(1 - ᾱ_l) ε) · std + mean (Stable unCLIP; GenView, 3.2).
+    With z = (c - mean) / std, the result is (√ᾱ_l z + √(1 - ᾱ_l) ε) · std + mean, as in Stable unCLIP.
 
     Args:
         embedding: c, B×E.
@@ -79,7 +79,7 @@ def denoise(predict: Predict, scheduler: Any, latents: Tensor, steps: int, guida
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps, device=latents.device)
     scale = guidance.to(latents).view(-1, *[1] * (latents.ndim - 1))
-    x = latents * scheduler.init_noise_sigma
+    x: Tensor = latents * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         conditional, unconditional = predict(scheduler.scale_model_input(x, t), t)
         if unconditional is not None:

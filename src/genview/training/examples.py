@@ -52,4 +52,4 @@ class PairExamples:
         columns = {name: np.stack([row[name] for row in self._rows]) for name in self._rows[0]}
         columns["weights"] = np.array(self._weights, dtype=np.float32)
         with appearing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **columns)
+            np.savez(file, **columns)

@@ -1,0 +1,21 @@
+"""Foreground: a direction in token space, which side of it is foreground, and how much of an image lies there."""
+
+from genview.foreground.analyse import AnalyseSettings, Analysis, Looking, analyse, fit_direction
+from genview.foreground.direction import Direction, ScoreHistogram, TokenMoments, principal_direction
+from genview.foreground.masks import foreground_ratio, soft_mask
+from genview.foreground.sign import CentrePrior
+
+__all__ = [
+    "AnalyseSettings",
+    "Analysis",
+    "CentrePrior",
+    "Direction",
+    "Looking",
+    "ScoreHistogram",
+    "TokenMoments",
+    "analyse",
+    "fit_direction",
+    "foreground_ratio",
+    "principal_direction",
+    "soft_mask",
+]

@@ -1,0 +1,219 @@
+"""The analyse stage: one pass of the generator's encoder gives foreground ratio and condition of every image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from genview.encoders import Encoded, FrozenEncoder
+from genview.errors import UserError
+from genview.foreground.direction import Direction, ScoreHistogram, TokenMoments
+from genview.foreground.masks import foreground_ratio
+from genview.foreground.sign import CentrePrior
+from genview.images import ImageSource, batches
+from genview.images.batches import Unreadable
+from genview.seeds import seed_of
+from genview.store import appearing, claim, read_table, sweep, write_json, write_table
+
+Tell = Callable[[str, int, int, str], None]
+EXAMPLES = 24
+
+
+@dataclass(frozen=True)
+class AnalyseSettings:
+    """How foreground is measured.
+
+    `sample` images give the direction; `share` of their tokens are to be foreground. `direction` is an .npy file
+    to use instead of a fitted one (its threshold is still derived here), `sign` '+' or '-' overrules the rule that
+    decides which side is foreground. A part holds `part` images.
+    """
+
+    sample: int = 10_000
+    share: float = 0.4
+    direction: Path | None = None
+    sign: Literal["auto", "+", "-"] = "auto"
+    part: int = 1024
+    batch: int = 64
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Reads an analysis folder."""
+
+    folder: Path
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Threshold, share, sign and its evidence, grid, encoder.
+
+        Raises:
+            UserError: the stage has not run.
+        """
+        path = self.folder / "summary.json"
+        if not path.exists():
+            raise UserError(f"{self.folder} holds no analysis: run `genview analyse` first.")
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def direction(self) -> Direction:
+        """Direction, pointing to the foreground."""
+        return Direction.load(self.folder / "direction.safetensors")
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Columns key, ratio and embedding of every image."""
+        return read_table(sorted(self.folder.glob("part-*.parquet")))
+
+
+@dataclass(frozen=True)
+class Looking:
+    """A source seen through an encoder: what every pass of the stage shares."""
+
+    source: ImageSource
+    encoder: FrozenEncoder
+    settings: AnalyseSettings
+    device: str
+    tell: Tell
+    unreadable: Unreadable
+
+    def encode(self, what: str, indices: list[int]) -> Any:
+        """Yield (indices, images, encoded) for the images `indices`, telling the progress as `what`."""
+        settings, done = self.settings, 0
+        for found in batches(
+            self.source,
+            size=self.encoder.size,
+            batch=settings.batch,
+            workers=settings.workers,
+            indices=indices,
+            unreadable=self.unreadable,
+        ):
+            yield found.indices.tolist(), found.images, self.encoder.encode(found.images.to(self.device))
+            done += len(found.indices)
+            self.tell(what, done, len(indices), "")
+
+
+def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str, object]) -> Analysis:
+    """Fit the direction and measure every image, continuing with the parts that are missing.
+
+    Writes `direction.safetensors`, `summary.json`, `part-NNNNN.parquet` (key, ratio, embedding in half precision)
+    and `examples.npz` for the page. No token is written; memory does not depend on the number of images.
+
+    Raises:
+        UserError: the folder holds the analysis of other settings (`identity`), or no image can be read.
+    """
+    settings = looking.settings
+    chosen = {k: v for k, v in asdict(settings).items() if k not in ("batch", "workers")}
+    direction_file = {"direction": str(settings.direction) if settings.direction else None}
+    claim(folder, {**identity, **chosen, **direction_file, "images_found": len(looking.source)})
+    sweep(folder)
+    if not (folder / "summary.json").exists():
+        fit_direction(looking, folder, seed=seed)
+    analysis = Analysis(folder)
+    total = len(looking.source)
+    for number, start in enumerate(range(0, total, settings.part)):
+        part = folder / f"part-{number:05d}.parquet"
+        if not part.exists():
+            _write_part(looking, analysis, list(range(start, min(start + settings.part, total))), part)
+    if not (folder / "examples.npz").exists():
+        _write_examples(looking, analysis, folder / "examples.npz")
+    return analysis
+
+
+def fit_direction(looking: Looking, folder: Path, *, seed: int) -> Analysis:
+    """Fit direction, sign and threshold on a random sample of the images; two passes over it.
+
+    Raises:
+        UserError: none of the sampled images can be read.
+    """
+    settings = looking.settings
+    chance = torch.Generator().manual_seed(seed_of(seed, "", 0, "analysis sample"))
+    sample = sorted(torch.randperm(len(looking.source), generator=chance)[: settings.sample].tolist())
+    moments: TokenMoments | None = None
+    for _, _, encoded in looking.encode("direction", sample):
+        moments = moments or TokenMoments(encoded.tokens.shape[-1])
+        moments.add(encoded.tokens)
+    if moments is None:
+        raise UserError("None of the sampled images can be read; the quarantine list has the reasons.")
+    direction, variance = moments.direction()
+    if settings.direction is not None:
+        direction = Direction.from_npy(settings.direction, moments.width)
+        variance = float(direction.vector.double() @ (moments.scatter / moments.count) @ direction.vector.double())
+    centre = float(moments.mean @ direction.vector.double())
+    histogram, prior, grid = ScoreHistogram(centre, variance), None, (0, 0)
+    for _, _, encoded in looking.encode("threshold", sample):
+        scores, grid = direction.scores(encoded.tokens), encoded.grid
+        prior = prior or CentrePrior(grid)
+        prior.add(scores)
+        histogram.add(scores)
+    assert prior is not None
+    return _decide(direction, histogram, prior, looking, folder, grid)
+
+
+def _decide(
+    direction: Direction,
+    histogram: ScoreHistogram,
+    prior: CentrePrior,
+    looking: Looking,
+    folder: Path,
+    grid: tuple[int, int],
+) -> Analysis:
+    """Point the direction to the foreground, take the threshold on that side, and write both."""
+    settings = looking.settings
+    decided, evidence = prior.decide()
+    given = settings.direction is not None and settings.sign == "auto"
+    sign = {"auto": 1 if given else decided, "+": 1, "-": -1}[settings.sign]
+    threshold = histogram.threshold(settings.share) if sign > 0 else -histogram.threshold(1 - settings.share)
+    (direction if sign > 0 else direction.flipped()).save(folder / "direction.safetensors")
+    summary = {
+        "encoder": looking.encoder.name,
+        "explained": direction.explained if direction.explained == direction.explained else None,
+        "grid": list(grid),
+        "share": settings.share,
+        "sign": sign,
+        "sign_by_centre": decided,
+        "sign_evidence": evidence,
+        "threshold": threshold,
+    }
+    write_json(folder / "summary.json", summary)
+    return Analysis(folder)
+
+
+def _write_part(looking: Looking, analysis: Analysis, indices: list[int], part: Path) -> None:
+    direction, threshold = analysis.direction(), float(analysis.summary["threshold"])
+    keys: list[str] = []
+    ratios, embeddings = [torch.zeros(0)], []
+    for found, _, encoded in looking.encode("analyse", indices):
+        keys += [looking.source.key(i) for i in found]
+        ratios.append(foreground_ratio(encoded.tokens, direction, threshold).cpu())
+        embeddings.append(encoded.embedding.half().cpu())
+    if keys:
+        columns = {"key": keys, "ratio": torch.cat(ratios).numpy(), "embedding": torch.cat(embeddings).numpy()}
+        write_table(part, columns)
+
+
+def _write_examples(looking: Looking, analysis: Analysis, path: Path) -> None:
+    """Keep images, score maps less the threshold, and ratios of some images, for the page."""
+    total = len(looking.source)
+    indices = sorted({round(i * (total - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)})
+    direction, threshold = analysis.direction(), float(analysis.summary["threshold"])
+    rows: dict[str, list[np.ndarray]] = {"images": [], "maps": [], "ratio": [], "keys": []}
+    for found, images, encoded in looking.encode("examples", indices):
+        rows["images"].append((images * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        rows["maps"].append(_maps(encoded, direction) - threshold)
+        rows["ratio"].append(foreground_ratio(encoded.tokens, direction, threshold).cpu().numpy())
+        rows["keys"].append(np.array([looking.source.key(i) for i in found]))
+    if rows["keys"]:
+        with appearing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{name: np.concatenate(parts) for name, parts in rows.items()})
+
+
+def _maps(encoded: Encoded, direction: Direction) -> np.ndarray:
+    scores = direction.scores(encoded.tokens).cpu().numpy()
+    return np.asarray(scores.reshape(len(scores), *encoded.grid))
