@@ -43,8 +43,9 @@ class Painted:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """The models of the tests are too small to share, and cores that are busy otherwise would make them wait."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

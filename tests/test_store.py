@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,16 +13,38 @@ import numpy as np
 import pytest
 
 from genview.errors import UserError, nearest
-from genview.store import RunFolder, appearing, claim, read_at, read_table, sweep, write_bytes, write_table, write_tar
+from genview.store import (
+    RunFolder,
+    appearing,
+    claim,
+    read_at,
+    read_table,
+    sweep,
+    write_arrays,
+    write_bytes,
+    write_table,
+    write_tar,
+)
+
+
+def _killed_while_writing(path: Path) -> NoReturn:
+    with appearing(path) as temporary:
+        temporary.write_bytes(b"second, but only ha")
+        assert path.read_bytes() == b"first"
+        raise RuntimeError("killed")
+
+
+def _refused_while_writing(path: Path, number: int) -> NoReturn:
+    with appearing(path) as temporary:
+        temporary.write_bytes(b"begun")
+        raise OSError(number, "refused")
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     write_bytes(path, b"first")
-    with pytest.raises(RuntimeError, match="killed"), appearing(path) as temporary:
-        temporary.write_bytes(b"second, but only ha")
-        assert path.read_bytes() == b"first"
-        raise RuntimeError("killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        _killed_while_writing(path)
     assert path.read_bytes() == b"first"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 
@@ -32,13 +56,35 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_is_a_clear_error_and_leaves_nothing_behind(
     number: int, message: str, tmp_path: Path
 ) -> None:
-    def refuse(_temporary: Path) -> NoReturn:
-        raise OSError(number, "refused")
-
-    with pytest.raises(UserError, match=message), appearing(tmp_path / "file") as temporary:
-        temporary.write_bytes(b"begun")
-        refuse(temporary)
+    with pytest.raises(UserError, match=message):
+        _refused_while_writing(tmp_path / "file", number)
     assert list(tmp_path.iterdir()) == []
+
+
+class FullDisk(io.FileIO):
+    def write(self, _data: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_bytes(path, b"data"),
+        lambda path: write_table(path, {"ratio": np.zeros(9)}),
+        lambda path: write_arrays(path, {"ratio": np.zeros(9)}),
+        lambda path: RunFolder(path.parent).measure("train/loss", 0.5, 1),
+    ],
+    ids=["bytes", "table", "arrays", "measure"],
+)
+def test_every_writer_survives_a_full_disk(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", *_: FullDisk(path, mode.replace("b", "").replace("+", ""))
+    )
+    with pytest.raises(UserError, match="is full"):
+        write(tmp_path / "file")
+    assert [p for p in tmp_path.iterdir() if p.stat().st_size or p.suffix == ".part"] == []
 
 
 def test_what_killed_runs_left_is_swept(tmp_path: Path) -> None:
@@ -53,9 +99,18 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     claim(tmp_path, {"inner": {"b": 2, "a": 1}, "levels": [0, 100]})
     with pytest.raises(UserError) as caught:
         claim(tmp_path, {"levels": [0, 200], "inner": {"a": 1, "c": 3}})
-    for part in ("inner.b: there 2, now null", "inner.c: there null, now 3", "levels: there [0, 100], now [0, 200]"):
+    for part in (
+        "inner.b: there 2, now absent",
+        "inner.c: there absent, now 3",
+        "levels: there [0, 100], now [0, 200]",
+    ):
         assert part in str(caught.value)
     assert "inner.a" not in str(caught.value)
+    with pytest.raises(UserError, match=r"\(limit: there absent, now null\)"):
+        claim(tmp_path, {"levels": [0, 100], "inner": {"a": 1, "b": 2}, "limit": None})
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        claim(tmp_path, {"levels": [0, 100]})
 
 
 def test_tables_round_trip(tmp_path: Path) -> None:
@@ -69,6 +124,8 @@ def test_tables_round_trip(tmp_path: Path) -> None:
     assert np.array_equal(rows["embedding"], np.concatenate([halves, halves + 1]))
     assert rows["ratio"].dtype == np.float32
     assert list(read_table(tmp_path / "part-0.parquet", columns=["ratio"])) == ["ratio"]
+    write_table(tmp_path / "none.parquet", {"embedding": np.zeros((0, 4), np.float16)})
+    assert read_table(tmp_path / "none.parquet")["embedding"].shape == (0, 4)
 
 
 def test_damaged_and_absent_tables_are_clear_errors(tmp_path: Path) -> None:
@@ -77,20 +134,39 @@ def test_damaged_and_absent_tables_are_clear_errors(tmp_path: Path) -> None:
         read_table(tmp_path / "part.parquet")
     with pytest.raises(UserError, match="no table to read"):
         read_table([])
+    with pytest.raises(UserError, match="has not run yet"):
+        read_table(tmp_path / "absent.parquet")
+    write_table(tmp_path / "part.parquet", {"ratio": np.arange(100.0)})
+    with pytest.raises(UserError, match="has no column key"):
+        read_table(tmp_path / "part.parquet", ["key", "ratio"])
+
+
+def test_a_table_with_flipped_bytes_is_refused_or_read_rightly(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((20, 16)).astype(np.float16)
+    write_table(tmp_path / "whole.parquet", {"embedding": values})
+    whole = (tmp_path / "whole.parquet").read_bytes()
+    place = whole.find(values.tobytes()[:64])
+    assert place > 0, "the values lie in the file as they are"
+    damaged = bytearray(whole)
+    damaged[place + 8] ^= 0xFF
+    (tmp_path / "part.parquet").write_bytes(damaged)
+    with pytest.raises(UserError, match="is damaged"):
+        read_table(tmp_path / "part.parquet")
 
 
 def test_tars_are_read_at_random_by_tarfile_and_by_webdataset(tmp_path: Path) -> None:
-    import webdataset
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
     members = [(f"{i:03d}.{kind}", bytes([i]) * (500 * i + 1)) for i in range(4) for kind in ("jpg", "json")]
+    members += [("long" * 60 + "/ä.jpg", b"x" * 512), ("empty.jpg", b"")]
     places = write_tar(tmp_path / "a.tar", members)
     assert [read_at(tmp_path / "a.tar", *place) for place in places] == [data for _, data in members]
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert [(m.name, m.offset_data, m.size) for m in tar] == [
             (name, *place) for (name, _), place in zip(members, places, strict=True)
         ]
-    dataset = webdataset.WebDataset(f"file:{tmp_path / 'a.tar'}", shardshuffle=False, empty_check=False)
-    samples = {sample["__key__"]: sample for sample in dataset}
+    with (tmp_path / "a.tar").open("rb") as stream:
+        samples = {s["__key__"]: s for s in group_by_keys(tar_file_expander([{"url": "a.tar", "stream": stream}]))}
     assert samples["002"]["jpg"] == members[4][1]
     write_tar(tmp_path / "b.tar", members)
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
@@ -102,8 +178,14 @@ def test_measures_of_steps_taken_again_are_forgotten(tmp_path: Path) -> None:
         run.measure(name, 0.5, step)
     with run.measures_file.open("a") as file:
         file.write('{"name": "train/loss", "val')
+    run.measure("linear/top1", 0.5, 4)
+    assert [m.name for m in run.measures()][-1] == "linear/top1", "the cut line does not swallow the next"
     run.forget_after(1, ("train/",))
-    assert [(m.name, m.step) for m in run.measures()] == [("train/loss", 1), ("knn/top1@k=20", 3)]
+    assert [(m.name, m.step) for m in run.measures()] == [
+        ("train/loss", 1),
+        ("knn/top1@k=20", 3),
+        ("linear/top1", 4),
+    ]
 
 
 def test_quarantine_names_an_image_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,20 @@ HIGHEST = 999
 
 
 def adaptive_level(ratio: Tensor) -> Tensor:
-    """Noise level of foreground ratios in [0, 1]: [0, 0.2] → 0, (0.2, 0.4] → 100, … (0.8, 1] → 400; int64."""
-    return torch.from_numpy(_bins(ratio.detach().cpu().numpy(), PAPER_LEVELS)).to(ratio.device)
+    """Noise level of foreground ratios in [0, 1]: [0, 0.2] → 0, (0.2, 0.4] → 100, … (0.8, 1] → 400.
+
+    Any shape and type of number; the result is int64 of the same shape. What rounding takes below 0 or above 1
+    counts as 0 or 1 (above 1 the authors' code says 500, which their generator refuses).
+    """
+    return _bins(ratio, PAPER_LEVELS)
 
 
-def _bins(ratio: np.ndarray, levels: Sequence[int]) -> np.ndarray:
+def _bins(ratio: Tensor, levels: Sequence[int]) -> Tensor:
     """Equal bins, open on the left, closed on the right; the edges are compared in the ratio's own precision."""
-    edges = (np.arange(1, len(levels)) / len(levels)).astype(ratio.dtype if ratio.dtype.kind == "f" else np.float64)
-    return np.asarray(levels, dtype=np.int64)[np.searchsorted(edges, ratio, side="left")]
+    values = (ratio.detach() if ratio.is_floating_point() else ratio.double()).contiguous()
+    edges = torch.arange(1, len(levels), dtype=torch.float64) / len(levels)
+    places = torch.bucketize(values, edges.to(values.dtype).to(values.device))
+    return torch.tensor(levels, dtype=torch.int64, device=values.device)[places]
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Adaptive:
 
     def levels_of(self, keys: Sequence[str], ratio: np.ndarray, *, draw: int, seed: int) -> np.ndarray:  # noqa: ARG002
         """Levels of images with these keys and ratios, int64."""
-        return _bins(ratio, _checked(self.levels))
+        return _bins(torch.tensor(ratio), _checked(self.levels)).numpy()
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class FromFile:
         """Levels of images with these keys and ratios, int64.
 
         Raises:
-            UserError: the file cannot be read, or leaves out a key.
+            UserError: the file cannot be read, names a key twice, or leaves one out.
         """
         table = _read_levels(self.file)
         absent = [key for key in keys if key not in table]
@@ -102,6 +109,10 @@ def _read_levels(file: Path) -> dict[str, int]:
         rows = [row for row in csv.reader(file.read_text().splitlines()) if row]
         if rows and rows[0] == ["key", "level"]:
             rows = rows[1:]
-        return {key: int(level) for key, level in rows}
+        table = {key: int(level) for key, level in rows}
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{file} cannot be read as rows of key,level: {error}") from error
+    if len(table) < len(rows):
+        twice = Counter(key for key, _ in rows).most_common(1)[0][0]
+        raise UserError(f"{file} gives more than one level for '{twice}': keep one row for each key.")
+    return table

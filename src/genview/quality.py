@@ -31,8 +31,8 @@ def pair_quality(
     """Weigh pairs of views by their tokens.
 
     s^f and s^b are cosines between the foreground-weighted means, and the background-weighted means, of the tokens
-    of both views; q = s^f − s^b; w_i = N exp(γ q_i) / Σ_j exp(γ q_j). Everything is float32: in half precision an
-    empty mask would make every weight NaN.
+    of both views; q = s^f − s^b; w_i = N exp(γ q_i) / Σ_j exp(γ q_j). Everything is float32, under autocast too:
+    in half precision an empty mask would make every weight NaN.
 
     Args:
         tokens_a: B×N×D of one view.
@@ -45,8 +45,9 @@ def pair_quality(
         FloatingPointError: a token is not finite; the message names the rows.
     """
     _check(tokens_a, tokens_b)
-    foreground_a, background_a = _pooled(tokens_a.float(), direction.float())
-    foreground_b, background_b = _pooled(tokens_b.float(), direction.float())
+    with torch.autocast(tokens_a.device.type, enabled=False):
+        foreground_a, background_a = _pooled(tokens_a.float(), direction.float())
+        foreground_b, background_b = _pooled(tokens_b.float(), direction.float())
     foreground = F.cosine_similarity(foreground_a, foreground_b, eps=TINY)
     background = F.cosine_similarity(background_a, background_b, eps=TINY)
     grown = torch.exp(gamma * (foreground - background))

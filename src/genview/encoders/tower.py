@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import Tensor
 from torch.nn import functional as F
 

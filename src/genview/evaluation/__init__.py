@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
-from genview.evaluation.features import Features, Tell, extract, split, stratified
+from genview.evaluation.features import Features, Reading, extract, split, stratified
 from genview.evaluation.knn import Knn, knn_accuracy
 from genview.evaluation.linear import Linear
 from genview.images import ImageSource
-from genview.images.batches import Unreadable
 
 Evaluation = Knn | Linear
 
@@ -20,6 +18,7 @@ __all__ = [
     "Features",
     "Knn",
     "Linear",
+    "Reading",
     "evaluate",
     "extract",
     "knn_accuracy",
@@ -33,21 +32,13 @@ def evaluate(
     train: ImageSource,
     test: ImageSource,
     evaluations: Sequence[Evaluation],
-    *,
-    size: int,
-    workers: int = 0,
-    device: torch.device | str = "cpu",
+    reading: Reading,
     seed: int = 0,
-    tell: Tell | None = None,
-    unreadable: Unreadable | None = None,
 ) -> list[tuple[str, float]]:
     """Extract features once and run every evaluation on them; return (name, value) pairs.
 
     Raises:
         UserError: the images have no labels.
     """
-    known, asked = (
-        extract(backbone, source, size=size, workers=workers, device=device, tell=tell, unreadable=unreadable)
-        for source in (train, test)
-    )
+    known, asked = (extract(backbone, source, reading) for source in (train, test))
     return [row for evaluation in evaluations for row in evaluation.run(known, asked, seed)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from genview.images import ImageSource, Subset, batches
 from genview.images.batches import Unreadable
 from genview.seeds import seed_of
 
-Tell = Callable[[str, int, int], None]
+Tell = Callable[[str, int, int, str], None]
 
 
 class Features(NamedTuple):
@@ -23,18 +24,20 @@ class Features(NamedTuple):
     y: Tensor
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How images are read: side in pixels, batch, decoding processes, device, and who is told what."""
+
+    size: int
+    batch: int = 256
+    workers: int = 0
+    device: str = "cpu"
+    tell: Tell | None = None
+    unreadable: Unreadable | None = None
+
+
 @torch.no_grad()
-def extract(
-    backbone: nn.Module,
-    source: ImageSource,
-    *,
-    size: int,
-    batch: int = 256,
-    workers: int = 0,
-    device: torch.device | str = "cpu",
-    tell: Tell | None = None,
-    unreadable: Unreadable | None = None,
-) -> Features:
+def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Features:
     """Encode every image of a labelled source, resized and cropped from the centre.
 
     The backbone is in eval mode meanwhile and gets its own mode back.
@@ -50,12 +53,18 @@ def extract(
     training = backbone.training
     backbone.eval()
     rows, labels, done = [], [], 0
-    for found in batches(source, size=size, batch=batch, workers=workers, unreadable=unreadable):
-        rows.append(backbone(found.images.to(device)).float().cpu())
+    for found in batches(
+        source,
+        size=reading.size,
+        batch=reading.batch,
+        workers=reading.workers,
+        unreadable=reading.unreadable,
+    ):
+        rows.append(backbone(found.images.to(reading.device)).float().cpu())
         labels += [int(source.label(int(i)) or 0) for i in found.indices]
         done += len(found.indices)
-        if tell:
-            tell("features", done, len(source))
+        if reading.tell:
+            reading.tell("features", done, len(source), "")
     backbone.train(training)
     return Features(torch.cat(rows), torch.tensor(labels))
 

@@ -50,10 +50,10 @@ def fitted(train: Features, classes: int, l2: float, iterations: int) -> Tensor:
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = F.cross_entropy(x @ weight, train.y) + l2 / 2 * weight[:-1].square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     return weight.detach()
 
 

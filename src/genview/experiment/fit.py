@@ -6,16 +6,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import safetensors.torch
+import torch
 from pydantic import Field
 
 from genview.encoders.backbone import BackboneSettings
-from genview.encoders.token_encoder import TokenEncoderSettings
+from genview.encoders.token_encoder import TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
 from genview.experiment.load import dump
 from genview.generators.fit import FitSettings, fit
 from genview.images import ImageSettings
 from genview.methods import Method, MoCoV2
 from genview.pairs import Pairs, PairSettings
+from genview.seeds import seed_of
 from genview.store import RunFolder, claim
 from genview.training import TrainSettings, pretrain
 from genview.training.pretrain import Tell
@@ -54,15 +57,9 @@ def fit_generator(experiment: FitExperiment, out: Path, tell: Tell) -> Path:
     if not run.backbone.exists():
         pairs = Pairs(source, experiment.pairs, experiment.seed)
         pretrain(experiment.method, pairs, training, run, weigh=None, probe=None, tell=tell)
+    torch.manual_seed(seed_of(experiment.seed, "", 0, "condition weights"))
+    encoder = TokenEncoder(experiment.encoder)
+    encoder.trunk.load_state_dict(safetensors.torch.load_file(run.backbone))
     log = RunFolder(out)
-    fit(
-        source,
-        experiment.encoder,
-        run.backbone,
-        experiment.fit,
-        out,
-        seed=experiment.seed,
-        tell=tell,
-        measured=log.measure,
-    )
+    fit(source, encoder, experiment.fit, out, seed=experiment.seed, tell=tell, measured=log.measure)
     return out

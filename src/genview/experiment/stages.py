@@ -14,7 +14,7 @@ from torch import nn
 from genview.encoders import FrozenEncoder, load_frozen
 from genview.encoders.backbone import load as load_backbone
 from genview.errors import UserError
-from genview.evaluation import evaluate, extract, knn_accuracy, split
+from genview.evaluation import Reading, evaluate, extract, knn_accuracy, split
 from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, QualitySettings
 from genview.foreground import Analysis, Direction, Looking, analyse, fit_direction
@@ -155,18 +155,14 @@ class Stages:
         steps = self._last_step()
         if test is not None and not any(m.name.startswith(("knn/", "linear/")) for m in self.run.measures()):
             backbone = load_backbone(self.experiment.training.backbone, self.run.backbone).to(self.device)
-            found = evaluate(
-                backbone,
-                train,
-                test,
-                self.experiment.evaluation,
-                size=self.experiment.pairs.size,
+            reading = Reading(
+                self.experiment.pairs.size,
                 workers=self.experiment.training.workers,
                 device=self.device,
-                seed=self.experiment.seed,
+                tell=_named(tell, self.label),
                 unreadable=self.run.quarantine,
-                tell=lambda what, done, total: tell(f"{what}{self.label}", done, total, ""),
             )
+            found = evaluate(backbone, train, test, self.experiment.evaluation, reading, self.experiment.seed)
             for name, value in found:
                 self.run.measure(name, value, steps)
         if self.experiment.baseline:
@@ -224,13 +220,10 @@ class Stages:
         if test is None:
             return None
         bank, held = _few(train, ONLINE_IMAGES), _few(test, ONLINE_IMAGES // 2)
-        size = self.experiment.pairs.size
+        reading = Reading(self.experiment.pairs.size, device=self.device, unreadable=self.run.quarantine)
 
         def probe(backbone: nn.Module) -> Iterable[tuple[str, float]]:
-            known, asked = (
-                extract(backbone, source, size=size, batch=batch, workers=0, device=self.device)
-                for source in (bank, held)
-            )
+            known, asked = extract(backbone, bank, reading), extract(backbone, held, reading)
             yield f"knn/top1@k={ONLINE_K}", knn_accuracy(known, asked, k=ONLINE_K, temperature=0.07)
 
         return probe

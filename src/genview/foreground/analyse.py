@@ -20,7 +20,8 @@ from genview.foreground.sign import CentrePrior
 from genview.images import ImageSource, batches
 from genview.images.batches import Unreadable
 from genview.seeds import seed_of
-from genview.store import appearing, claim, read_table, sweep, write_json, write_table
+from genview.store import claim, read_table, sweep, write_arrays, write_json, write_table
+from genview.store.table import Column
 
 Tell = Callable[[str, int, int, str], None]
 EXAMPLES = 24
@@ -194,7 +195,8 @@ def _write_part(looking: Looking, analysis: Analysis, indices: list[int], part: 
         ratios.append(foreground_ratio(encoded.tokens, direction, threshold).cpu())
         embeddings.append(encoded.embedding.half().cpu())
     if keys:
-        columns = {"key": keys, "ratio": torch.cat(ratios).numpy(), "embedding": torch.cat(embeddings).numpy()}
+        ratio, embedding = torch.cat(ratios).numpy(), torch.cat(embeddings).numpy()
+        columns: dict[str, Column] = {"key": keys, "ratio": ratio, "embedding": embedding}
         write_table(part, columns)
 
 
@@ -210,8 +212,7 @@ def _write_examples(looking: Looking, analysis: Analysis, path: Path) -> None:
         rows["ratio"].append(foreground_ratio(encoded.tokens, direction, threshold).cpu().numpy())
         rows["keys"].append(np.array([looking.source.key(i) for i in found]))
     if rows["keys"]:
-        with appearing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{name: np.concatenate(parts) for name, parts in rows.items()})
+        write_arrays(path, {name: np.concatenate(parts) for name, parts in rows.items()})
 
 
 def _maps(encoded: Encoded, direction: Direction) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The principal direction of patch tokens, fitted in a stream, and the threshold along it (GenView, section 3.2)."""
+"""Principal direction of patch tokens, fitted in a stream, and the threshold along it (GenView, section 3.2)."""
 
 from __future__ import annotations
 
@@ -58,11 +58,15 @@ class Direction:
         """
         try:
             vector = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} cannot be read as an .npy vector: {error}") from error
-        flat = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32)).flatten()
-        if vector.ndim > 2 or flat.numel() != max(vector.shape):
+        if not isinstance(vector, np.ndarray) or vector.dtype.kind not in "fiu":
+            raise UserError(f"{path} is not one array of real numbers; a direction is an .npy vector of floats.")
+        if vector.ndim not in (1, 2) or vector.size != max(vector.shape):
             raise UserError(f"{path} has shape {vector.shape}; a direction is one vector, (D,) or (D, 1).")
+        flat = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32)).flatten()
+        if not bool(torch.isfinite(flat).all() & flat.any()):
+            raise UserError(f"{path} is empty, all zeros, or has values that are not finite: it points nowhere.")
         if width is not None and len(flat) != width:
             raise UserError(
                 f"{path} has {len(flat)} values, but the encoder's tokens have {width}: it was fitted for another one."
@@ -72,7 +76,7 @@ class Direction:
 
 @dataclass
 class TokenMoments:
-    """Count, mean and scatter of tokens, added to in chunks; float64, D×D of memory whatever the number of tokens."""
+    """Count, mean and scatter of tokens, in float64; memory is D×D whatever the number of tokens."""
 
     width: int
     count: int = 0
@@ -114,7 +118,7 @@ def principal_direction(tokens: Tensor) -> Direction:
 
 
 class ScoreHistogram:
-    """Scores in 65,536 bins over ±12 standard deviations: a quantile in fixed memory, exact to 0.0004 deviations."""
+    """Scores in 65,536 bins over ±12 σ: quantiles in fixed memory, exact to 0.0004 σ."""
 
     def __init__(self, centre: float, variance: float) -> None:
         self.reach = REACH * max(variance, 1e-12) ** 0.5
@@ -131,4 +135,4 @@ class ScoreHistogram:
         above = self.counts.flip(0).cumsum(0).flip(0)
         bins = torch.nonzero(above > share * float(above[0]))
         edge = int(bins[-1]) + 1 if len(bins) else 0
-        return self.low + edge * 2 * self.reach / BINS
+        return float(self.low + edge * 2 * self.reach / BINS)

@@ -11,7 +11,11 @@ class CentrePrior:
 
     For every image the mean score of the central half of the grid is compared with that of the border. The side
     on which the centre lies, on average over the sample, is foreground. `evidence` is the t-statistic of that
-    mean over the images: its size says how sure the rule is; below about 3 look at the maps on the page.
+    mean over the images: its size says how sure the rule is; below about 3 look at the maps on the page. A grid
+    of fewer than 3×3 tokens has no border to compare with: the evidence is then 0 and the sign stays as it is.
+
+    The other plain rule, that foreground is the minority (the sign of the scores' skewness), was no better than
+    chance on hand-drawn masks; `benchmarks/foreground_masks.py` measures both.
     """
 
     def __init__(self, grid: tuple[int, int]) -> None:
@@ -20,6 +24,8 @@ class CentrePrior:
 
     def add(self, scores: Tensor) -> None:
         """Take scores B×N."""
+        if bool(self.centre.all()):
+            return
         found = scores.double().cpu()
         difference = found[:, self.centre].mean(dim=1) - found[:, ~self.centre].mean(dim=1)
         self.count += len(difference)
@@ -28,6 +34,8 @@ class CentrePrior:
 
     def decide(self) -> tuple[int, float]:
         """Return the sign (1: high scores are foreground, −1: low ones), and the evidence, positive for 1."""
+        if self.count == 0:
+            return 1, 0.0
         mean = self.sum / self.count
         variance = max(self.squares / self.count - mean**2, 1e-30)
         return (1 if mean >= 0 else -1), mean / (variance / self.count) ** 0.5

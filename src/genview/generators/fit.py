@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from genview.encoders.token_encoder import TokenEncoder, TokenEncoderSettings
+from genview.encoders.token_encoder import TokenEncoder
 from genview.errors import UserError
 from genview.generators.token_diffusion import (
     NOTHING_KNOWN,
@@ -125,7 +124,8 @@ class TokenDiffusion(nn.Module):
         error = (predict(self.unet, noisy, t, condition, level) - target).float().square().mean(dim=(1, 2, 3))
         abar: Tensor = self.pixels.alphas_cumprod.to(x.device)[t]
         snr = abar / (1 - abar)
-        return error * snr.clamp(max=self.settings.snr) / (snr + 1)
+        losses: Tensor = error * snr.clamp(max=self.settings.snr) / (snr + 1)
+        return losses
 
     def noised_condition(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The condition with noise of random levels, some clean, some left out; and the levels B."""
@@ -142,8 +142,7 @@ class TokenDiffusion(nn.Module):
 
 def fit(
     source: ImageSource,
-    encoder_settings: TokenEncoderSettings,
-    trunk_weights: Path,
+    encoder: TokenEncoder,
     settings: FitSettings,
     folder: Path,
     *,
@@ -155,8 +154,7 @@ def fit(
 
     Args:
         source: the images.
-        encoder_settings: trunk and condition of the frozen encoder.
-        trunk_weights: safetensors of the trunk, as `pretrain` exports them.
+        encoder: a trunk that is trained and stays as it is; the condition's projection is trained here.
         settings: the training.
         folder: where the finished generator goes, and the state of an unfinished one.
         seed: the run's seed.
@@ -165,8 +163,6 @@ def fit(
     """
     device = torch.device(_device(settings))
     torch.manual_seed(seed_of(seed, "", 0, "generator weights"))
-    encoder = TokenEncoder(encoder_settings)
-    encoder.trunk.load_state_dict(safetensors.torch.load_file(trunk_weights))
     model = TokenDiffusion(encoder, settings).to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
     optimizer = torch.optim.AdamW(
@@ -217,7 +213,11 @@ class Fitting:
                 self.save()
 
     def take_step(self, images: Tensor) -> Tensor:
-        """One optimizer step on images B×3×S×S in [0, 1]; returns the mean loss."""
+        """One optimizer step on images B×3×S×S in [0, 1]; returns the mean loss.
+
+        The step's noise comes from the seed and the step's number, so a resumed training draws the same.
+        """
+        torch.manual_seed(seed_of(self.seed, "", self.step, "noise"))
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate * self._share_of_rate()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=_half(self.settings, images.device)):
@@ -249,7 +249,6 @@ class Fitting:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "random": torch.get_rng_state(),
         }
         with appearing(self.checkpoint) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
@@ -264,7 +263,6 @@ class Fitting:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
-        torch.set_rng_state(state["random"].cpu())
 
     def _batches(self, source: ImageSource) -> Iterator[Tensor]:
         settings = self.settings
@@ -278,7 +276,7 @@ class Fitting:
         )
         loader: DataLoader[Tensor] = DataLoader(
             Windows(source, settings, self.seed),
-            batch_sampler=order,  # type: ignore[arg-type]  # positions are (epoch, index) and need no length
+            batch_sampler=order,  # positions are (epoch, index) and need no length
             num_workers=settings.workers,
         )
         yield from loader

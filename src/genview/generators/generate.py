@@ -108,7 +108,7 @@ def _rows(job: Job, numbers: range, draws_each: int) -> Rows:
 
 
 def _sampled(job: Job, generator: Generator, rows: Rows, tell: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-    """Make the views of `rows`, uint8 M×3×H×W, and measure how alike the embeddings of view and source are (cosine, M)."""
+    """Make the views of `rows`, uint8 M×3×H×W, and the cosine similarity M of the embeddings of view and source."""
     views, scores = [], []
     for start in range(0, len(rows.keys), job.batch):
         cut = slice(start, start + job.batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,10 @@ def denoise(predict: Predict, scheduler: Any, latents: Tensor, steps: int, guida
         The clean sample B×C×h×w.
     """
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps, device=latents.device)
+    with warnings.catch_warnings():
+        # Some schedulers of diffusers turn a tensor into an array in a way that NumPy 2 frowns upon.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        scheduler.set_timesteps(steps, device=latents.device)
     scale = guidance.to(latents).view(-1, *[1] * (latents.ndim - 1))
     x: Tensor = latents * scheduler.init_noise_sigma
     for t in scheduler.timesteps:

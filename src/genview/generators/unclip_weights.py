@@ -123,7 +123,7 @@ def read_parts(folder: Path, name: str, prompt: str, solver: str, dtype: torch.d
         text=_read_text(folder, ["", prompt], dtype),
         unet=_read(diffusers.UNet2DConditionModel, folder / "unet", dtype),
         vae=_read(diffusers.AutoencoderKL, folder / "vae", dtype),
-        scheduler=_read_scheduler(getattr(diffusers, SOLVERS[solver]), folder / "scheduler"),
+        scheduler=_read_solver(folder / "scheduler", solver),
     )
     takes, gives = parts.unet.config.projection_class_embeddings_input_dim, parts.encoder.width
     if parts.unet.config.class_embed_type != "projection" or takes != 2 * gives or parts.mean.shape[1] != gives:
@@ -180,6 +180,16 @@ def _read_scheduler(kind: Any, folder: Path) -> Any:
         return kind.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no scheduler ({' '.join(str(error).split())}). Fetch it anew.") from error
+
+
+def _read_solver(folder: Path, solver: str) -> Any:
+    """Read the published noise schedule into the solver asked for, whichever it was published with."""
+    import diffusers
+
+    found = _read_scheduler(getattr(diffusers, SOLVERS[solver]), folder)
+    if solver == "ddim":  # it would clip to [-1, 1], which is right for pixels and wrong for latents
+        found.register_to_config(clip_sample=False)
+    return found
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from genview.images.digits import DigitImages, Digits
 from genview.images.folder import Folder, FolderImages
 from genview.images.listing import Listing, ListingImages
 from genview.images.source import ImageSource, UnreadableImage
-from genview.images.torchvision_sets import TorchvisionImages
+from genview.images.torchvision_sets import TorchvisionImages, TorchvisionSet
 
 SingleImages = FolderImages | ListingImages | ArchiveImages | DigitImages | TorchvisionImages
 
@@ -49,6 +49,7 @@ __all__ = [
     "Together",
     "TogetherImages",
     "TorchvisionImages",
+    "TorchvisionSet",
     "UnreadableImage",
     "batches",
     "decode",

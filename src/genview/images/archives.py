@@ -7,17 +7,18 @@ import glob
 import os
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from genview.errors import UserError
+from genview.errors import UserError, nearest
 from genview.images.combine import limited
 from genview.images.decode import decode
 from genview.images.folder import EXTENSIONS, existing
-from genview.images.source import ImageSource, UnreadableImage
+from genview.images.source import ImageSource, UnreadableImage, checked
 from genview.store import read_at
 
 
@@ -44,8 +45,9 @@ class ArchiveImages:
 
 
 class Member(NamedTuple):
-    """A member of an archive: its name and, in a tar, where its data lie."""
+    """A member of an archive: its key, its name as stored and, in a tar, where its data lie."""
 
+    key: str
     name: str
     offset: int
     length: int
@@ -59,20 +61,20 @@ class Archives:
 
     def __init__(self, paths: tuple[str, ...], within: str = "") -> None:
         self.files = [file for path in paths for file in _files(path)]
-        prefix = within.strip("/") + "/" if within.strip("/") else ""
+        prefix = _key(within + "/") + "/" if within.strip("./") else ""
         self._members: list[Member] = []
         self._starts: list[int] = []
         for file in self.files:
             self._starts.append(len(self._members))
-            self._members += [m for m in _members(file) if m.name.startswith(prefix) and _is_image(m.name)]
+            self._members += [m for m in _members(file) if m.key.startswith(prefix) and _is_image(m.key)]
         if not self._members:
             raise UserError(f"There is no image in {', '.join(paths)}{f' below {within}' if within else ''}.")
-        if len({m.name for m in self._members}) < len(self._members):
-            raise UserError(
-                f"Two members of {', '.join(paths)} have one name; keys must be unique. Use kind: together."
-            )
-        names = sorted({PurePosixPath(m.name).parent.name for m in self._members})
-        self.classes: tuple[str, ...] = tuple(names) if len(names) > 1 else ()
+        checked([m.key for m in self._members], ", ".join(paths))
+        folders = [PurePosixPath(m.key).parent.name for m in self._members]
+        names = sorted(set(folders))
+        self.classes: tuple[str, ...] = tuple(names) if len(names) > 1 and "" not in names else ()
+        index = {name: i for i, name in enumerate(self.classes)}
+        self._labels = [index[folder] for folder in folders] if index else []
         self._open: dict[tuple[int, str], zipfile.ZipFile] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -82,23 +84,23 @@ class Archives:
         return len(self._members)
 
     def key(self, i: int) -> str:
-        """Name of the member."""
-        return self._members[i].name
+        """Name of the member, without a leading './'."""
+        return self._members[i].key
 
     def image(self, i: int) -> Image.Image:
         """Read and decode."""
         file = self.files[bisect.bisect_right(self._starts, i) - 1]
         try:
             return decode(self._read(file, self._members[i]))
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             raise UnreadableImage(f"cannot be read from {file.name}: {error}") from error
 
     def label(self, i: int) -> int | None:
         """Index of the name of the member's folder."""
-        return self.classes.index(PurePosixPath(self._members[i].name).parent.name) if self.classes else None
+        return self._labels[i] if self._labels else None
 
     def _read(self, file: Path, member: Member) -> bytes:
-        if file.suffix != ".zip":
+        if not _is_zip(file):
             return read_at(file, member.offset, member.length)
         place = (os.getpid(), str(file))
         if place not in self._open:
@@ -107,30 +109,48 @@ class Archives:
 
 
 def _files(path: str) -> list[Path]:
-    if Path(path).is_dir():
-        found = [p for p in Path(path).iterdir() if p.suffix in (".tar", ".zip")]
-    else:
-        found = [Path(p) for p in glob.glob(path)]  # noqa: PTH207 - the pattern may be absolute
+    place = Path(path)
+    if place.is_file():  # also where the name looks like a pattern
+        return [place]
+    if place.is_dir():
+        found = [p for p in place.iterdir() if p.suffix.lower() in (".tar", ".zip") and p.name[0] != "."]
+        if not found:
+            raise UserError(f"There is no tar or zip file in {path}. For loose images use kind: folder.")
+        return sorted(found)
+    found = [Path(p) for p in glob.glob(path)]  # noqa: PTH207 - the pattern may be absolute
     if not found:
-        existing(Path(path).parent)
-        raise UserError(f"No tar or zip file fits '{path}'.")
+        near = nearest(place.name, [p.name for p in existing(place.parent).iterdir()])
+        raise UserError(f"No tar or zip file fits '{path}'.{near}")
     return sorted(found)
 
 
 def _members(file: Path) -> list[Member]:
     try:
-        if file.suffix == ".zip":
+        if _is_zip(file):
             with zipfile.ZipFile(file) as archive:
-                return [Member(info.filename, 0, info.file_size) for info in archive.infolist()]
+                names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            return [Member(_key(name), name, 0, 0) for name in names]
         with tarfile.open(file, "r:") as tar:
-            return [Member(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+            members = [Member(_key(m.name), m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+        # tarfile takes a damaged header for the end; the true end is followed by zeros, or by nothing.
+        if read_at(file, tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"no header at byte {tar.offset}")
+        return members
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{file} cannot be read as a {'zip' if file.suffix == '.zip' else 'plain tar'} file: {error}. "
+            f"{file} cannot be read as a {'zip' if _is_zip(file) else 'plain tar'} file: {error}. "
             "Compressed tar files have no random access: unpack them once, or make them plain."
         ) from error
 
 
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+def _key(name: str) -> str:
+    return PurePosixPath(name).as_posix().lstrip("/")
+
+
+def _is_zip(file: Path) -> bool:
+    return file.suffix.lower() == ".zip"
+
+
+def _is_image(key: str) -> bool:
+    path = PurePosixPath(key)
+    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)

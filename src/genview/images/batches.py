@@ -16,6 +16,9 @@ from genview.images.source import ImageSource, UnreadableImage
 
 Unreadable = Callable[[str, str], None]
 
+LONGEST = 8
+"""Images longer than this many times their shortest side are cropped before they are resized."""
+
 
 class Batch(NamedTuple):
     """Indices of the images in their source, and the images, float32 B×3×S×S in [0, 1]."""
@@ -26,12 +29,19 @@ class Batch(NamedTuple):
 
 def square(image: Image.Image, size: int) -> Image.Image:
     """Resize so that the shortest side is `size` (bicubic, antialiased), and crop the centre square."""
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
+    shortest = min(image.size)
+    if max(image.size) > LONGEST * shortest:
+        # Enlarged whole, a strip of one pixel's height would fill the memory; only its middle is kept anyway.
+        image = _middle(image, *(min(side, LONGEST * shortest) for side in image.size))
+    width, height = (max(size, round(side * size / shortest)) for side in image.size)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return image.crop((left, top, left + size, top + size))
+    return _middle(image, size, size)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def batches(

@@ -14,11 +14,17 @@ from genview.seeds import seed_of
 
 
 class Together:
-    """Several sources one after another; keys get the part's name in front, labels are dropped."""
+    """Several sources one after another; keys get the part's name in front, labels are dropped.
+
+    Raises:
+        UserError: there is no part, or a name has a '/', which could make two keys equal.
+    """
 
     classes: tuple[str, ...] = ()
 
     def __init__(self, parts: Mapping[str, ImageSource]) -> None:
+        if not parts or any("/" in name for name in parts):
+            raise UserError(f"images.parts needs at least one part, and no '/' in a name; it has {list(parts)}.")
         self._names, self._parts = list(parts), list(parts.values())
         self._starts = [sum(len(p) for p in self._parts[:n]) for n in range(len(self._parts))]
 

@@ -28,12 +28,14 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MOST_PIXELS:
-                raise UnreadableImage(f"{image.width}×{image.height} pixels are too many")
+                raise UnreadableImage("it has too many pixels")
             image.load()
             return rgb(image)
     except UnidentifiedImageError:
         raise UnreadableImage("not an image that Pillow knows") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise UnreadableImage("it has too many pixels") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnreadableImage(f"cannot be decoded: {error}") from error
 
 

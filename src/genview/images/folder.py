@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from PIL import Image
 
 from genview.errors import UserError, nearest
 from genview.images.combine import limited
 from genview.images.decode import decode
-from genview.images.source import ImageSource, UnreadableImage
+from genview.images.source import ImageSource, UnreadableImage, checked
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
 Labels = Literal["auto", "folders", "none"]
@@ -43,7 +43,7 @@ class Folder:
 
     def __init__(self, root: Path, labels: Labels = "auto") -> None:
         self.root = existing(root)
-        self._keys = sorted(_keys(self.root))
+        self._keys = checked(sorted(_keys(self.root)), str(root))
         if not self._keys:
             raise UserError(
                 f"There is no image in {root}. Images are files ending in {', '.join(sorted(EXTENSIONS))}, "
@@ -97,11 +97,15 @@ def existing(folder: Path) -> Path:
     raise UserError(f"There is no folder {folder} ('{missing}' is not in {parent}).{hint}")
 
 
+def _closed(error: OSError) -> NoReturn:
+    raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}. Its images would be missed.")
+
+
 def _keys(root: Path) -> list[str]:
     """Paths of the images below `root`; links to folders are followed once, hidden names are left out."""
     found: list[str] = []
     visited: set[Path] = set()
-    for place, folders, files in os.walk(root, followlinks=True):
+    for place, folders, files in os.walk(root, onerror=_closed, followlinks=True):
         real = Path(place).resolve()
         if real in visited:
             folders.clear()

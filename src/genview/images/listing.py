@@ -13,7 +13,7 @@ from genview.errors import UserError
 from genview.images.combine import limited
 from genview.images.decode import decode
 from genview.images.folder import existing
-from genview.images.source import ImageSource, UnreadableImage
+from genview.images.source import ImageSource, UnreadableImage, checked
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,13 @@ class Listing:
     def __init__(self, file: Path, root: Path) -> None:
         self.root = existing(root)
         rows = _rows(file)
-        self._keys = [_inside(row[0], file) for row in rows]
-        if len(set(self._keys)) < len(self._keys):
-            twice = next(key for key in self._keys if self._keys.count(key) > 1)
-            raise UserError(f"{file} lists '{twice}' more than once; keys must be unique.")
+        self._keys = checked([_inside(row[0], file) for row in rows], str(file))
         names = [row[1].strip() for row in rows if len(row) > 1 and row[1].strip()]
         if names and len(names) < len(rows):
             raise UserError(f"{file} gives labels for {len(names)} of {len(rows)} images: label all of them or none.")
         self.classes: tuple[str, ...] = tuple(sorted(set(names)))
-        self._labels = [self.classes.index(name) for name in names]
+        index = {name: i for i, name in enumerate(self.classes)}
+        self._labels = [index[name] for name in names]
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -71,18 +69,26 @@ class Listing:
 
 def _rows(file: Path) -> list[list[str]]:
     try:
-        rows = [row for row in csv.reader(file.read_text().splitlines()) if row and row[0].strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets put a mark in front
+        rows = [row for row in csv.reader(lines) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"The list {file} cannot be read: {error}") from error
     if rows and [cell.strip().lower() for cell in rows[0]] in (["path"], ["path", "label"]):
         rows = rows[1:]
     if not rows:
         raise UserError(f"The list {file} names no image. Write one path, or path,label, on each line.")
+    if wide := next((row for row in rows if len(row) > 2), None):
+        raise UserError(
+            f"{file} has a line of {len(wide)} columns ('{','.join(wide)}'). Write path or path,label; "
+            "a path with a comma in it needs quotation marks."
+        )
     return rows
 
 
 def _inside(text: str, file: Path) -> str:
     path = PurePosixPath(text.strip())
+    if not text.strip():
+        raise UserError(f"{file} has a line without a path. Write one path, or path,label, on each line.")
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{file} lists '{text}', which leads out of the root; paths must be relative to it.")
     return path.as_posix()

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 from PIL import Image
 
+from genview.errors import UserError
+
 
 class UnreadableImage(Exception):  # noqa: N818 - not an error of the program: the stage records it and goes on
     """An image that cannot be used; the message is the reason, fit for the quarantine list."""
+
+
+def checked(keys: list[str], where: str) -> list[str]:
+    """Return `keys`, the keys of the source `where`.
+
+    Raises:
+        UserError: one occurs twice, or cannot be written to a table because it is not UTF-8.
+    """
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise UserError(
+                f"{where} has '{key}' more than once; keys must be unique. Name every file once; sources whose "
+                "keys clash go side by side with kind: together."
+            )
+        if any("\ud800" <= letter <= "\udfff" for letter in key):
+            raise UserError(f"{where} has a file whose name is not UTF-8: {key!a}. Rename it.")
+    return keys
 
 
 class ImageSource(Protocol):

@@ -45,9 +45,9 @@ class TorchvisionSet:
                 Path(settings.root), train=settings.part == "train", download=settings.download
             )
         except (RuntimeError, OSError) as error:
+            fetch = "It could not be fetched" if settings.download else "Fetch it with images.download=true"
             raise UserError(
-                f"{settings.name} is not below {settings.root} ({error}). Fetch it with images.download=true, "
-                "or put torchvision's files there."
+                f"{settings.name} is not below {settings.root} ({error}). {fetch}, or put torchvision's files there."
             ) from error
         self.classes: tuple[str, ...] = tuple(self._set.classes)
 

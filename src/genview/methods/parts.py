@@ -15,7 +15,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def mlp(widths: Sequence[int], *, hidden_norm: bool, last_norm: bool) -> nn.Sequential:
-    """Linear layers of the given widths with ReLU between; BatchNorm on hidden outputs, and without scale on the last.
+    """Linear layers of the given widths, ReLU between; BatchNorm on hidden outputs and, without scale, on the last.
 
     A layer followed by BatchNorm has no bias.
     """

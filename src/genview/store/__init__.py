@@ -2,7 +2,7 @@
 
 from genview.store.parts import appearing, claim, sweep, write_bytes, write_json
 from genview.store.run import Measure, RunFolder
-from genview.store.table import read_table, write_table
+from genview.store.table import read_table, write_arrays, write_table
 from genview.store.tars import read_at, write_tar
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "read_at",
     "read_table",
     "sweep",
+    "write_arrays",
     "write_bytes",
     "write_json",
     "write_table",

@@ -15,6 +15,9 @@ from genview.errors import UserError, writing
 
 Settings = Mapping[str, object]
 
+ABSENT = object()
+"""Stands for a setting that is not there; None is a value of its own."""
+
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
@@ -55,14 +58,18 @@ def claim(folder: Path, settings: Settings) -> None:
     that parts of two different settings are never mixed.
 
     Raises:
-        UserError: the folder holds the work of other settings; the message shows each difference.
+        UserError: the folder holds the work of other settings (the message shows each difference), or its record
+            of them is damaged.
     """
     path = folder / "settings.json"
     wanted = json.loads(json.dumps(settings, sort_keys=True))
     if not path.exists():
         write_json(path, wanted)
         return
-    found = json.loads(path.read_text())
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete {folder} to make it anew.") from error
     if found != wanted:
         lines = "; ".join(differences(found, wanted))
         raise UserError(
@@ -72,12 +79,14 @@ def claim(folder: Path, settings: Settings) -> None:
 
 
 def differences(found: object, wanted: object, path: str = "") -> Iterator[str]:
-    """Yield 'path: there X, now Y' for every leaf that differs."""
+    """Yield 'path: there X, now Y' for every leaf that differs; X or Y is 'absent' where there is none."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted(found.keys() | wanted.keys()):
-            yield from differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+            inner = f"{path}.{key}" if path else str(key)
+            yield from differences(found.get(key, ABSENT), wanted.get(key, ABSENT), inner)
     elif found != wanted:
-        yield f"{path}: there {json.dumps(found)}, now {json.dumps(wanted)}"
+        there, now = ("absent" if value is ABSENT else json.dumps(value) for value in (found, wanted))
+        yield f"{path}: there {there}, now {now}"
 
 
 def sweep(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,12 @@ class RunFolder:
     def _append(self, path: Path, row: dict[str, object]) -> None:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with path.open("a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a line cut short by a kill must not swallow this one
+                        file.write(b"\n")
+                file.write((json.dumps(row) + "\n").encode())
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

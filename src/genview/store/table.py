@@ -19,14 +19,20 @@ def write_table(path: Path, columns: Mapping[str, Column]) -> None:
     """Write equally long columns to `path`, all or nothing. A 2-D array becomes a fixed-size list column."""
     table = pa.table({name: _arrow(values) for name, values in columns.items()})
     with appearing(path) as temporary, temporary.open("wb") as file:
-        pq.write_table(table, file)
+        pq.write_table(table, file, write_page_checksum=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as .npz, all or nothing; read them with `np.load(path, allow_pickle=False)`."""
+    with appearing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **dict(arrays))  # type: ignore[arg-type]  # numpy types its own option as if it were an array
 
 
 def read_table(paths: Path | Sequence[Path], columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Read columns (all where None) of one part or several into a dict of arrays, strings as object arrays.
 
     Raises:
-        UserError: there is no part, or one is damaged.
+        UserError: there is no part, or one is missing, damaged or without a wanted column.
     """
     paths = [paths] if isinstance(paths, Path) else list(paths)
     if not paths:
@@ -34,8 +40,14 @@ def read_table(paths: Path | Sequence[Path], columns: Sequence[str] | None = Non
     tables = []
     for path in paths:
         try:
-            tables.append(pq.read_table(path, columns=columns, partitioning=None))
-        except pa.ArrowInvalid as error:
+            with pq.ParquetFile(path, page_checksum_verification=True) as part:
+                absent = set(columns or ()) - set(part.schema_arrow.names)
+                if absent:
+                    raise UserError(f"{path} has no column {', '.join(sorted(absent))}: another version wrote it.")
+                tables.append(part.read(columns))
+        except FileNotFoundError as error:
+            raise UserError(f"There is no {path}: the stage that writes it has not run yet.") from error
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} is damaged ({error}). Delete it and run the command again.") from error
     table = pa.concat_tables(tables)
     return {name: _numpy(table.column(name)) for name in table.column_names}

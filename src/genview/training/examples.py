@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genview.quality import Quality
-from genview.store import appearing
+from genview.store import write_arrays
 
 EACH_SIDE = 8
 MOST_WEIGHTS = 10_000
@@ -51,5 +51,4 @@ class PairExamples:
             return
         columns = {name: np.stack([row[name] for row in self._rows]) for name in self._rows[0]}
         columns["weights"] = np.array(self._weights, dtype=np.float32)
-        with appearing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **columns)
+        write_arrays(path, columns)

@@ -105,7 +105,7 @@ def pretrain(
         state.load(last, fabric.device)
     run.forget_after(state.step, ("train/", "online/", "quality/"))
     module, wrapped = fabric.setup(learner, optimizer)
-    loop = Loop(fabric, module, wrapped, state, settings, plan, run, weigh, probe, tell)
+    loop = Loop(fabric, module, wrapped, state, settings, plan, run, weigh, probe, tell, pairs.seed)
     loop.run_through(pairs)
     if rank() == 0:
         export(learner.backbone, run.backbone)
@@ -141,6 +141,7 @@ class Loop:
     weigh: Weigh | None
     probe: Probe | None
     tell: Tell
+    seed: int
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
     examples: PairExamples = field(default_factory=PairExamples)
@@ -161,6 +162,7 @@ class Loop:
         for key, reason in batch.unreadable:
             self.run.quarantine(key, reason)
         done = self.state.step
+        torch.manual_seed(seed_of(self.seed, f"process {rank()}", done, "layers"))
         rate = rate_at(done, steps=self.plan.steps, warmup=self.plan.warmup, peak=self.settings.optimizer.rate)
         set_rate(self.optimizer, rate)
         a, b = (views.to(self.fabric.device, non_blocking=True).float() / 255 for views in (batch.a, batch.b))
@@ -233,7 +235,7 @@ class Loop:
         )
         loader: DataLoader[PairBatch] = DataLoader(
             pairs,  # type: ignore[arg-type]  # collate turns its items into batches
-            batch_sampler=order,  # type: ignore[arg-type]  # positions are (epoch, index) and need no length
+            batch_sampler=order,  # positions are (epoch, index) and need no length
             collate_fn=collate,
             num_workers=self.settings.workers,
             pin_memory=self.fabric.device.type == "cuda",

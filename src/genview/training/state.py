@@ -17,8 +17,8 @@ from genview.store import appearing
 class TrainState:
     """Learner, optimizer and the number of steps taken.
 
-    Data order and augmentation follow from seed, epoch and key, and so need no place here; torch's own random
-    state is kept for layers that draw numbers (stochastic depth).
+    Nothing random needs keeping: order and augmentation follow from seed, epoch and key, and what layers draw
+    (stochastic depth) from seed and step.
     """
 
     learner: Learner
@@ -31,7 +31,6 @@ class TrainState:
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "random": torch.get_rng_state(),
         }
         with appearing(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
@@ -52,7 +51,6 @@ class TrainState:
                 "Delete it to start anew."
             ) from error
         self.step = int(content["step"])
-        torch.set_rng_state(content["random"].cpu())
 
 
 def _short(error: Exception) -> str:

@@ -1,0 +1,71 @@
+"""Slow, obvious truths that the fast code is compared with: plain loops over NumPy arrays in float64."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def authors_arrays(data: Path) -> dict[str, np.ndarray]:
+    """What the authors' functions return on small inputs, kept beside the real data; skips where it is absent."""
+    file = data.parent / "reference" / "golden_small.npz"
+    if not file.is_file():
+        pytest.skip("golden_small.npz is not in the folder `reference` beside GENVIEW_DATA")
+    with np.load(file, allow_pickle=False) as found:
+        return {name: found[name] for name in found}
+
+
+def principal_direction(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Tokens M×D → first right singular vector of the centred tokens, their mean, share of variance."""
+    rows = tokens.astype(np.float64)
+    mean = rows.mean(axis=0)
+    _, values, vectors = np.linalg.svd(rows - mean, full_matrices=False)
+    return vectors[0], mean, float(values[0] ** 2 / (values**2).sum())
+
+
+def foreground_ratio(tokens: np.ndarray, vector: np.ndarray, threshold: float) -> list[float]:
+    """Count, image by image and token by token, the projections above the threshold."""
+    ratios = []
+    for image in tokens:
+        above = sum(1 for token in image if sum(float(t) * float(v) for t, v in zip(token, vector, strict=True)) > threshold)
+        ratios.append(above / len(image))
+    return ratios
+
+
+def adaptive_level(ratio: float) -> int:
+    """The table of the paper, read from the top."""
+    for edge, level in ((0.2, 0), (0.4, 100), (0.6, 200), (0.8, 300)):
+        if ratio <= edge:
+            return level
+    return 400
+
+
+def pair_quality(
+    tokens_a: np.ndarray, tokens_b: np.ndarray, vector: np.ndarray, gamma: float
+) -> tuple[list[float], list[float], list[float]]:
+    """Foreground similarities, background similarities and weights, pair by pair as the paper writes them."""
+    foreground, background = [], []
+    for a, b in zip(tokens_a.astype(np.float64), tokens_b.astype(np.float64), strict=True):
+        (front_a, back_a), (front_b, back_b) = _pooled(a, vector), _pooled(b, vector)
+        foreground.append(_cosine(front_a, front_b))
+        background.append(_cosine(back_a, back_b))
+    grown = [math.exp(gamma * (f - b)) for f, b in zip(foreground, background, strict=True)]
+    return foreground, background, [len(grown) * g / sum(grown) for g in grown]
+
+
+def _pooled(tokens: np.ndarray, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores = [float(token @ vector) for token in tokens]
+    mask = [(s - min(scores)) / (max(scores) - min(scores) + 1e-7) for s in scores]
+    front, back = np.zeros(tokens.shape[1]), np.zeros(tokens.shape[1])
+    for m, token in zip(mask, tokens, strict=True):
+        front += m / (sum(mask) + 1e-7) * token
+        back += (1 - m) / (sum(1 - n for n in mask) + 1e-7) * token
+    return front, back
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms > 0 else 0.0

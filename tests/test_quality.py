@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import references
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from genview.encoders import Encoded
+from genview.quality import Quality, TowerQuality, pair_quality
+
+UP = torch.tensor([1.0, 0.0])
+
+
+def random_pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    chance = torch.Generator().manual_seed(seed)
+    a = torch.randn(count, 9, 6, generator=chance)
+    b = a + 0.7 * torch.randn(count, 9, 6, generator=chance)
+    return a, b, nn.functional.normalize(torch.randn(6, generator=chance), dim=0)
+
+
+def test_two_pairs_by_hand() -> None:
+    # Tokens are (score, other). Masks are exactly 1 and 0, so z^f is the token with the higher score, z^b the lower.
+    a = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    b = torch.tensor([[[1.0, 1.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, -1.0]]])
+    found = pair_quality(a, b, UP)
+    half = math.sqrt(0.5)  # foreground (1, 0) against (1, 1); backgrounds are parallel, then opposite
+    torch.testing.assert_close(found.foreground, torch.tensor([half, 1.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.background, torch.tensor([1.0, -1.0]), atol=1e-5, rtol=0)
+    grown = [math.exp(half - 1), math.exp(2)]
+    torch.testing.assert_close(found.weight, torch.tensor([2 * g / sum(grown) for g in grown]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_agrees_with_the_paper_written_as_loops(gamma: float) -> None:
+    a, b, direction = random_pairs(7)
+    found = pair_quality(a, b, direction, gamma)
+    wanted = references.pair_quality(a.numpy(), b.numpy(), direction.numpy(), gamma)
+    for mine, truth in zip((found.foreground, found.background, found.weight), wanted, strict=True):
+        torch.testing.assert_close(mine, torch.tensor(truth, dtype=torch.float32), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["batch2", "batch8", "constant_one_channel"])
+def test_agrees_with_the_authors(data: Path, case: str) -> None:
+    golden = references.authors_arrays(data)
+    scale = float(golden[f"quality__{case}__token_scale"])
+    a, b = (torch.from_numpy(golden[f"quality__{case}__tokens{n}_int8"]).float() * scale for n in (1, 2))
+    for gamma in (1, 2):
+        found = pair_quality(a, b, torch.from_numpy(golden["quality__direction"]), gamma)
+        pairs = {"foreground": found.foreground, "background": found.background, f"weight_gamma{gamma}": found.weight}
+        for name, mine in pairs.items():
+            truth = torch.from_numpy(golden[f"quality__{case}__{name}"])
+            torch.testing.assert_close(mine, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_gamma_zero_and_identical_views_weigh_the_same() -> None:
+    a, b, direction = random_pairs(5)
+    torch.testing.assert_close(pair_quality(a, b, direction, 0.0).weight, torch.ones(5))
+    torch.testing.assert_close(pair_quality(a, a, direction).weight, torch.ones(5))
+
+
+def test_the_other_side_swaps_foreground_and_background() -> None:
+    a, b, direction = random_pairs(64)
+    right, wrong = pair_quality(a, b, direction), pair_quality(a, b, -direction)
+    torch.testing.assert_close(wrong.foreground, right.background, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(wrong.background, right.foreground, rtol=1e-4, atol=1e-5)
+    product = right.weight * wrong.weight  # q changes its sign, so exp(q) · exp(−q) is the same for every pair
+    torch.testing.assert_close(product, product.mean().expand(64), rtol=1e-3, atol=0)
+    assert float(right.weight.std()) > 0.05
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -2.0, 1000.0])
+def test_constant_tokens_have_no_foreground(value: float) -> None:
+    a, b, direction = random_pairs(3)
+    a[1] = b[1] = value
+    found = pair_quality(a, b, direction)
+    assert float(found.foreground[1]) == 0.0
+    assert float(found.background[1]) == pytest.approx(0.0 if value == 0 else 1.0, abs=1e-5)
+    assert bool(torch.isfinite(found.weight).all())
+    assert float(found.weight.mean()) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_tokens_that_are_not_finite_are_named(poison: float) -> None:
+    a, b, direction = random_pairs(4)
+    a[1, 3, 2], b[3, 0, 0] = poison, poison
+    with pytest.raises(FloatingPointError, match=r"rows \[1, 3\]"):
+        pair_quality(a, b, direction)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_changes_only_the_input(kind: torch.dtype) -> None:
+    a, b, direction = random_pairs(6)
+    a[0] = b[0] = 0.0
+    a, b = a.to(kind), b.to(kind)
+    plain = pair_quality(a.float(), b.float(), direction)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pair_quality(a, b, direction)
+    assert found.weight.dtype == torch.float32
+    assert torch.equal(found.weight, plain.weight)
+
+
+def test_no_gradient_leaves() -> None:
+    a, b, direction = random_pairs(3)
+    assert not pair_quality(a.requires_grad_(), b, direction).weight.requires_grad
+
+
+class HalvesAsTokens:
+    """Images B×3×H×W → two tokens: the mean colour of the left and of the right half."""
+
+    name = "halves"
+    size = 8
+
+    def encode(self, images: Tensor) -> Encoded:
+        tokens = torch.stack([half.mean(dim=(2, 3)) for half in images.chunk(2, dim=3)], dim=1)
+        return Encoded(tokens, tokens.mean(dim=1), (1, 2))
+
+    def to(self, device: torch.device | str) -> HalvesAsTokens:  # noqa: ARG002
+        return self
+
+
+def test_a_tower_weighs_images_and_is_no_module() -> None:
+    chance = torch.Generator().manual_seed(1)
+    a, b = torch.rand(2, 5, 3, 8, 8, generator=chance)
+    direction = torch.tensor([0.6, 0.8, 0.0])
+    tower = TowerQuality(HalvesAsTokens(), direction, 2.0)
+    encode = HalvesAsTokens().encode
+    wanted = pair_quality(encode(a).tokens, encode(b).tokens, direction, 2.0)
+    torch.testing.assert_close(tower(a, b).weight, wanted.weight)
+    assert not isinstance(tower, nn.Module)
+    owner = nn.Module()
+    owner.tower = tower
+    assert not owner.state_dict()
+    assert not list(owner.modules())[1:]
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=90)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+    a, b, direction = random_pairs(8)
+    mine = slice(4 * rank, 4 * rank + 4)
+    together = pair_quality(a[mine], b[mine], direction, 2.0)
+    alone = pair_quality(a[mine], b[mine], direction, 2.0, per_process=True)
+    np.save(f"{folder}/{rank}.npy", torch.stack([together.weight, alone.weight]).numpy())
+    dist.destroy_process_group()
+
+
+def test_two_processes_weigh_as_one(tmp_path: Path) -> None:
+    other = torch.multiprocessing.get_context("spawn").Process(target=_one_of_two, args=(1, str(tmp_path)))
+    other.start()
+    _one_of_two(0, str(tmp_path))
+    other.join()
+    assert other.exitcode == 0
+    together, alone = np.concatenate([np.load(tmp_path / f"{rank}.npy") for rank in (0, 1)], axis=1)
+    a, b, direction = random_pairs(8)
+    np.testing.assert_allclose(together, pair_quality(a, b, direction, 2.0).weight, rtol=1e-6)
+    halves: list[Quality] = [pair_quality(a[s], b[s], direction, 2.0) for s in (slice(0, 4), slice(4, 8))]
+    np.testing.assert_allclose(alone, torch.cat([half.weight for half in halves]), rtol=1e-6)
+    assert np.abs(together - alone).max() > 0.01

@@ -1,0 +1,449 @@
+"""Our Stable unCLIP against diffusers' own pipeline, on small randomly initialised weights in its layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers.pipelines.stable_diffusion import StableUnCLIPImg2ImgPipeline, pipeline_stable_unclip_img2img
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from genview.encoders import FrozenEncoder
+from genview.errors import UserError
+from genview.generators import Generator, Unclip, UnclipSettings
+from genview.generators.sampler import noise_for, to_uint8
+from genview.generators.unclip_weights import PARTS, SOLVERS, SOURCES
+
+LEVELS = torch.tensor([0, 100, 200, 400])
+FLOAT32 = UnclipSettings(steps=4, save_size=32, precision="float32")
+DIFFUSERS = "diffusion_pytorch_model"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A pipeline of diffusers, the folder it was saved to, and conditions that suit it."""
+
+    pipeline: Any
+    folder: Path
+    condition: Tensor
+
+    def load(self, settings: UnclipSettings = FLOAT32) -> Unclip:
+        return replace(settings, weights=str(self.folder)).load("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """On a busy machine threads that wait for one another make networks this small a hundred times slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", params=["h", "l"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Like the H variant (embeddings left as they are) and the L variant (normalised), in small."""
+    torch.manual_seed(0)
+    width = {"h": 32, "l": 24}[request.param]
+    folder = tmp_path_factory.mktemp(request.param) / f"unclip-{request.param}"
+    made: Any = StableUnCLIPImg2ImgPipeline(
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        image_encoder=tiny_vision(width),
+        image_normalizer=statistics(width, identity=request.param == "h"),
+        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        tokenizer=tiny_tokenizer(folder.parent / "words"),
+        text_encoder=tiny_text(),
+        unet=tiny_unet(width),
+        scheduler=diffusers.PNDMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type="v_prediction",
+            skip_prk_steps=True,
+            steps_offset=1,
+        ),
+        vae=tiny_vae(),
+    )
+    made.save_pretrained(folder)
+    pipeline: Any = StableUnCLIPImg2ImgPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return Saved(pipeline, folder, torch.randn(4, width))
+
+
+def tiny_vision(width: int) -> Any:
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=width,
+    )
+    net = CLIPVisionModelWithProjection(config)
+    with torch.no_grad():  # as created, a LayerNorm does nothing that could be left out or done twice
+        net.vision_model.post_layernorm.weight.uniform_(0.5, 2)
+        net.vision_model.post_layernorm.bias.uniform_(-1, 1)
+    return net.eval()
+
+
+def statistics(width: int, *, identity: bool) -> Any:
+    normalizer = StableUnCLIPImageNormalizer(width)
+    if not identity:
+        normalizer.mean.data.uniform_(-1, 1)
+        normalizer.std.data.uniform_(0.3, 2)
+    return normalizer
+
+
+def tiny_tokenizer(folder: Path) -> Any:
+    words = ["<|startoftext|>", "<|endoftext|>", *"abcdefg", *(f"{letter}</w>" for letter in "abcdefg")]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 12}))
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def tiny_text() -> Any:
+    config = CLIPTextConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def tiny_unet(width: int) -> Any:
+    net: Any = diffusers.UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=(2, 4),
+        norm_num_groups=8,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=2 * width,
+        use_linear_projection=True,
+    )
+    return net.eval()
+
+
+def tiny_vae() -> Any:
+    net: Any = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+        scaling_factor=0.18215,
+    )
+    return net.eval()
+
+
+def theirs(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, level: int, guidance: float, rows: slice, **given: Any
+) -> Tensor:
+    """One call of diffusers' pipeline with our noise: images in [0, 1]."""
+    monkeypatch.setattr(
+        pipeline_stable_unclip_img2img, "randn_tensor", lambda *_args, **_kwargs: noises(saved)[0][rows]
+    )
+    embeds = saved.condition[rows]
+    images: Tensor = saved.pipeline(
+        image_embeds=embeds,
+        prompt=[given.get("prompt", "")] * len(embeds),
+        noise_level=level,
+        guidance_scale=guidance,
+        num_inference_steps=4,
+        latents=noises(saved)[1][rows],
+        output_type="pt",
+    ).images
+    return images
+
+
+def noises(saved: Saved) -> tuple[Tensor, Tensor]:
+    seeds = range(4)
+    return noise_for(seeds, saved.condition.shape[1:], "embedding"), noise_for(seeds, (4, 16, 16), "latent")
+
+
+def ours(generator: Unclip, saved: Saved, level: Tensor, guidance: Tensor, rows: slice = slice(4)) -> Tensor:
+    """The same from ours: images in [0, 1]."""
+    embedding_noise, latents = noises(saved)
+    images = generator.sample_from(saved.condition[rows], level, guidance, embedding_noise[rows], latents[rows])
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+def assert_same_images(found: Tensor, expected: Tensor) -> None:
+    inside = ((expected > 0) & (expected < 1)).float().mean()
+    assert inside > 0.5, "too many pixels are clamped for a comparison that means anything"
+    assert expected.std() > 0.02
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+# Inside the pipeline, some schedulers turn a tensor into an array in a way that NumPy 2 frowns upon.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("guidance", [1.0, 10.0])
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_same_noise_in_same_image_out(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, solver: Any, guidance: float
+) -> None:
+    kind, options = getattr(diffusers, SOLVERS[solver]), {"clip_sample": False} if solver == "ddim" else {}
+    monkeypatch.setattr(saved.pipeline, "scheduler", kind.from_config(saved.pipeline.scheduler.config, **options))
+    generator = saved.load(replace(FLOAT32, solver=solver))
+    found = ours(generator, saved, torch.full((4,), 200), torch.full((4,), guidance))
+    assert_same_images(found, theirs(saved, monkeypatch, 200, guidance, slice(4)))
+
+
+def test_mixed_levels_and_guidances_in_one_batch_equal_single_calls(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guidance = torch.tensor([10.0, 1.0, 4.0, 2.5])
+    found = ours(saved.load(), saved, LEVELS, guidance)
+    for i in range(4):
+        row = slice(i, i + 1)
+        expected = theirs(saved, monkeypatch, int(LEVELS[i]), float(guidance[i]), row)
+        assert_same_images(found[row], expected)
+        assert_same_images(ours(saved.load(), saved, LEVELS[row], guidance[row], row), expected)
+
+
+def test_level_guidance_and_both_noises_matter(saved: Saved) -> None:
+    generator = saved.load()
+    embedding_noise, latents = noises(saved)
+    plain: list[Any] = [saved.condition, LEVELS, torch.full((4,), 4.0), embedding_noise, latents]
+    base = generator.sample_from(*plain)
+    for i, changed in enumerate([-saved.condition, LEVELS + 500, torch.full((4,), 5.0), -embedding_noise, -latents]):
+        other = generator.sample_from(*[*plain[:i], changed, *plain[i + 1 :]])
+        assert (other - base).abs().amax(dim=(1, 2, 3))[1:].min() > 1e-3
+
+
+def test_the_prompt_is_empty_unless_given(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    level, guidance, row = torch.tensor([100]), torch.tensor([10.0]), slice(1)
+    empty = ours(saved.load(), saved, level, guidance, row)
+    worded = ours(saved.load(replace(FLOAT32, prompt="bad cafe")), saved, level, guidance, row)
+    assert_same_images(empty, theirs(saved, monkeypatch, 100, 10.0, row))
+    assert_same_images(worded, theirs(saved, monkeypatch, 100, 10.0, row, prompt="bad cafe"))
+    assert (empty - worded).abs().max() > 1e-3
+
+
+def test_sample_draws_its_noise_from_the_seeds_and_does_not_mind_the_order(saved: Saved) -> None:
+    generator: Generator = saved.load()
+    guidance = torch.tensor([10.0, 1.0, 4.0, 2.5])
+    views = generator.sample(saved.condition, LEVELS, guidance, range(4))
+    assert torch.equal(views, to_uint8(ours(saved.load(), saved, LEVELS, guidance) * 2 - 1))
+    order = [2, 0, 3]
+    again = generator.sample(saved.condition[order], LEVELS[order], guidance[order], order)
+    assert (again.int() - views[order].int()).abs().max() <= 1
+    assert (generator.sample(saved.condition, LEVELS, guidance, [4, 5, 6, 7]).int() - views.int()).abs().max() > 5
+
+
+def test_views_are_made_at_one_size_and_kept_at_another(saved: Saved) -> None:
+    large = saved.load(replace(FLOAT32, size=48, save_size=48))
+    small = saved.load(replace(FLOAT32, size=48, save_size=24))
+    arguments = (saved.condition[:1], LEVELS[:1], torch.ones(1), [3])
+    whole, kept = large.sample(*arguments), small.sample(*arguments)
+    assert whole.shape == (1, 3, 48, 48)
+    assert (small.size, kept.dtype) == (24, torch.uint8)
+    reference = Image.fromarray(whole[0].permute(1, 2, 0).numpy()).resize((24, 24), Image.Resampling.BICUBIC)
+    difference = np.asarray(reference).astype(int) - kept[0].permute(1, 2, 0).numpy()
+    assert np.abs(difference).max() <= 4  # PIL rounds to 8 bits before and between its two passes
+
+
+def test_embeddings_are_noised_in_float32_in_any_precision(saved: Saved) -> None:
+    generator = saved.load(replace(FLOAT32, precision="bfloat16"))
+    shown: list[Tensor] = []
+    generator._unet.register_forward_pre_hook(
+        lambda _net, _args, given: shown.append(given["class_labels"]), with_kwargs=True
+    )
+    generator.sample(saved.condition, LEVELS, torch.ones(4), range(4))
+    noise, normalizer = noises(saved)[0], saved.pipeline.image_normalizer
+    kept = saved.pipeline.image_noising_scheduler.alphas_cumprod[LEVELS].unsqueeze(1)
+    z = kept.sqrt() * normalizer.scale(saved.condition) + (1 - kept).sqrt() * noise
+    expected = normalizer.unscale(z).detach().bfloat16()
+    assert shown[0].dtype == torch.bfloat16
+    assert torch.equal(shown[0][:, : expected.shape[1]], expected)
+
+
+def test_the_unconditional_half_is_left_out_where_nothing_is_guided(saved: Saved) -> None:
+    generator, rows = saved.load(), list[int]()
+    generator._unet.register_forward_pre_hook(lambda _net, args: rows.append(len(args[0])))
+    for guidance in (1.0, 2.0):
+        generator.sample(saved.condition[:1], LEVELS[:1], torch.tensor([guidance]), [0])
+    assert rows == [1] * 5 + [2] * 5  # PNDM calls the network once more than its 4 steps
+
+
+def test_tower_encodes_as_transformers_does(saved: Saved) -> None:
+    tower: FrozenEncoder = saved.load().encoder
+    chance = np.random.default_rng(0)
+    coarse = Image.fromarray(chance.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    image = coarse.resize((90, 60), Image.Resampling.BICUBIC)
+    pixels = saved.pipeline.feature_extractor(images=image, return_tensors="pt").pixel_values
+    net = saved.pipeline.image_encoder
+    with torch.no_grad():
+        expected = net(pixel_values=pixels)
+    found = tower.encode(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255)
+    torch.testing.assert_close(found.embedding, expected.image_embeds, atol=2e-2, rtol=0)  # PIL rounds to 8 bits
+
+    upright = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1)
+        for v in ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+    )
+    with torch.no_grad():
+        exact = net(pixel_values=(upright - mean) / std)
+    found = tower.encode(upright)
+    torch.testing.assert_close(found.embedding, exact.image_embeds, atol=1e-5, rtol=0)
+    norm, raw = net.vision_model.post_layernorm, exact.last_hidden_state[:, 1:]
+    centred = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+    torch.testing.assert_close(found.tokens, (centred * norm.weight + norm.bias).detach(), atol=1e-4, rtol=0)
+    assert found.grid == (4, 4)
+    assert tower.size == 32
+    assert not found.embedding.requires_grad
+
+
+@pytest.fixture
+def copy(saved: Saved, tmp_path: Path) -> Path:
+    """A copy of the saved folder that a test may spoil."""
+    return shutil.copytree(saved.folder, tmp_path / "copy")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No hub: the ids that were asked for."""
+    asked: list[str] = []
+
+    def snapshot_download(repo_id: str, **_rest: object) -> str:
+        asked.append(repo_id)
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return asked
+
+
+def test_without_weights_the_known_sources_are_tried_in_order_and_named(offline: list[str]) -> None:
+    with pytest.raises(UserError, match=r"point generator\.weights at that folder") as caught:
+        UnclipSettings().load("cpu")
+    assert offline == list(SOURCES)
+    assert all(source in str(caught.value) for source in SOURCES)
+
+
+def test_a_name_that_is_neither_folder_nor_repository(offline: list[str]) -> None:
+    with pytest.raises(UserError, match="names no folder: 'models/unclip'"):
+        UnclipSettings(weights="models/unclip").load("cpu")
+    assert offline == ["models/unclip"]
+
+
+def test_the_first_source_that_answers_is_taken(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(repo_id: str, *, revision: str | None, **_rest: object) -> str:
+        assert revision == "main"
+        if repo_id != SOURCES[1]:
+            raise OSError("withdrawn")
+        return str(saved.folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    generator = replace(FLOAT32, revision="main").load("cpu")
+    assert generator.name == f"unclip/{SOURCES[1]}@{saved.folder.name}"
+
+
+def test_another_model_is_named_and_what_it_lacks(copy: Path) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionPipeline"}))
+    for part in ("image_encoder", "image_normalizer"):
+        shutil.rmtree(copy / part)
+    with pytest.raises(UserError, match="names StableDiffusionPipeline") as caught:
+        UnclipSettings(weights=str(copy)).load("cpu")
+    assert "Missing folders: image_encoder, image_normalizer." in str(caught.value)
+
+
+def test_an_empty_folder_lacks_everything(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the file is missing") as caught:
+        UnclipSettings(weights=str(tmp_path)).load("cpu")
+    assert ", ".join(PARTS) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [
+        ("unet", "diffusion_pytorch_model"),
+        ("image_encoder", "model"),
+        ("image_normalizer", "diffusion_pytorch_model"),
+    ],
+)
+def test_pickled_weights_are_never_read(copy: Path, part: str, file: str) -> None:
+    state = safetensors.torch.load_file(copy / part / f"{file}.safetensors")
+    (copy / part / f"{file}.safetensors").unlink()
+    torch.save(state, copy / part / ("pytorch_model.bin" if file == "model" else f"{file}.bin"))
+    with pytest.raises(UserError, match=r"Pickled weights \(\.bin\) are never read"):
+        UnclipSettings(weights=str(copy)).load("cpu")
+
+
+@pytest.mark.parametrize(("part", "file"), [("vae", DIFFUSERS), ("text_encoder", "model")])
+def test_missing_weights_are_not_made_up(copy: Path, part: str, file: str) -> None:
+    path = copy / part / f"{file}.safetensors"
+    state = safetensors.torch.load_file(path)
+    state.pop(max(state))
+    safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="lacks 1 weights"):
+        UnclipSettings(weights=str(copy)).load("cpu")
+
+
+@pytest.mark.parametrize(("part", "file"), [("vae", DIFFUSERS), ("image_encoder", "model")])
+def test_truncated_weights(copy: Path, part: str, file: str) -> None:
+    path = copy / part / f"{file}.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="no usable safetensors weights"):
+        UnclipSettings(weights=str(copy)).load("cpu")
+
+
+def test_parts_of_two_variants_do_not_fit(copy: Path) -> None:
+    tiny_unet(20).save_pretrained(copy / "unet")
+    with pytest.raises(UserError, match="do not belong together"):
+        UnclipSettings(weights=str(copy)).load("cpu")
+
+
+def test_without_transformers_the_extra_is_named(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"pip install 'genview\[unclip\]'"):
+        saved.load()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (replace(FLOAT32, size=47), "multiple of 2 pixels"),
+        (replace(FLOAT32, steps=0), "at least 1"),
+        (replace(FLOAT32, prompt="a b c d e f g a b c d e f g"), "16 tokens long; the text encoder reads 12"),
+    ],
+)
+def test_settings_that_cannot_be(saved: Saved, settings: UnclipSettings, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        saved.load(settings)
+
+
+def test_an_overflow_is_no_black_view(saved: Saved) -> None:
+    generator = saved.load()
+    generator._vae.decoder.conv_out.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match=r"overflowed in torch\.float32"):
+        generator.sample(saved.condition, LEVELS, torch.ones(4), range(4))
