@@ -164,7 +164,8 @@ def fit(
     device = torch.device(_device(settings))
     torch.manual_seed(seed_of(seed, "", 0, "generator weights"))
     model = TokenDiffusion(encoder, settings).to(device).train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
+    # Weights are averaged; buffers (the condition's statistics) follow the model, or they would lag far behind.
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         settings.rate,
