@@ -1,174 +1,282 @@
-"""Judge a generator: do its views keep their source's class, and how far from the source do they stray?
+"""Judge a generator: how many views keep their source's class, and how far from the source they stray.
 
-    python benchmarks/view_quality.py --generator FOLDER --sheet views.png
+    GENVIEW_DATA=FOLDER python benchmarks/view_quality.py --generator FOLDER --sheet views.png
 
-The classifier is trained by this program on the real training images (once; it is kept in --cache) and has no part
-in the generator. The sources are test images, which neither has seen. Every level is measured on the same sources
-with the same seeds, beside three references: the sources themselves, their hand-made augmentations, and their nearest
-training images. The last line printed is one JSON object.
+The classifier is trained by this program on the real training images (once; it is kept in --cache) and has no part in
+the generator. Sources are test images, which neither has seen. Every level is measured on the same sources with the
+same seeds, beside three references: the sources themselves, hand-made augmentations of them, and the nearest training
+images. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 
+from classifier import QUICK, Classifier, Labelled, Recipe, Tell, classifier_for
 from genview.errors import UserError
-from genview.generators import Generator
-from genview.generators.embedded import EmbeddedSettings
+from genview.generators import EmbeddedSettings, Generator
 from genview.images import Archives, batches
 from genview.pairs.augment import ViewRecipe
 from genview.seeds import seed_of
-from genview.store import write_bytes
 
 FILES = {
-    "cifar10": ("cifar10", ("train-00.zip", "train-01.zip"), ("test.zip",)),
-    "imagenette": ("imagenette224", ("train-00.tar", "train-01.tar"), ("val-00.tar",)),
+    "cifar10": (("cifar10/train-00.zip", "cifar10/train-01.zip"), "cifar10/test.zip"),
+    "imagenette": (("imagenette224/train-00.tar", "imagenette224/train-01.tar"), "imagenette224/val-00.tar"),
 }
 LEVELS = (0, 100, 200, 300, 400)
+QUICK_LEVELS = (0, 200, 400)
 HAND_MADE = ViewRecipe(blur=0.0)
-"""MoCo v2's augmentation; without its blur, as is usual at 32 pixels."""
+"""The augmentation of MoCo v2, without its blur, as is usual at 32 pixels."""
 
-Tell = Callable[[str, int, int], None]
+
+class Seen(NamedTuple):
+    """What the classifier makes of N images: classes N, and the features N×D before its last layer."""
+
+    classes: Tensor
+    features: Tensor
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the classifier is trained; any change gives its cached file another name."""
+class Row:
+    """One line of the table; shares and distances are means over the sources, distances between pixels in [0, 1]."""
 
-    widths: tuple[int, int, int] = (64, 128, 256)
-    samples: int = 400_000
-    batch: int = 256
-    rate: float = 0.2
-    decay: float = 5e-4
-    smoothing: float = 0.1
-    shift: float = 0.125
-    images: int | None = None
-
-
-QUICK = Recipe(widths=(16, 32, 64), samples=40_000, images=4000)
+    name: str
+    accuracy: float
+    relative: float
+    agreement: float
+    rmse: float
+    feature_distance: float
+    between_draws: float | None
+    images_per_second: float | None
 
 
-class Labelled(NamedTuple):
-    """Keys, images uint8 N×3×S×S, and labels N."""
-
-    keys: list[str]
-    images: Tensor
-    labels: Tensor
-
-
-class Block(nn.Module):
-    """Convolve and halve the side, then add a residual."""
-
-    def __init__(self, width_in: int, width: int) -> None:
-        super().__init__()
-        self.first = nn.Sequential(*_conv(width_in, width), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.GELU())
-        self.second = nn.Sequential(*_conv(width, width), nn.BatchNorm2d(width), nn.GELU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """B×C×H×W → B×width×H/2×W/2."""
-        x = self.first(x)
-        residual: Tensor = self.second(x)
-        return x + residual
+@torch.no_grad()
+def look(net: Classifier, images: Tensor) -> Seen:
+    """Classify uint8 images N×3×S×S."""
+    features = torch.cat([net.features(part / 255) for part in images.split(250)])
+    return Seen(net.head(features).argmax(dim=1), features)
 
 
-class Classifier(nn.Module):
-    """A small residual network on whitened 2×2 patches: images B×3×H×W in [0, 1] → logits B×classes."""
+class Judge:
+    """Compares views with their sources, which are real images that the classifier has not been trained on."""
 
-    def __init__(self, widths: tuple[int, int, int], classes: int) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 24, 2).requires_grad_(False)
-        ins = (24, *widths[:2])
-        self.blocks = nn.Sequential(*(Block(i, o) for i, o in zip(ins, widths, strict=True)))
-        self.head = nn.Linear(widths[-1], classes)
+    def __init__(self, net: Classifier, sources: Labelled) -> None:
+        self.net, self.sources = net, sources
+        self.few = sources.first(max(1, len(sources.keys) // 4))
+        self.real = look(net, sources.images)
+        self.accuracy = float((self.real.classes == sources.labels).float().mean())
 
-    def whiten(self, images: Tensor) -> None:
-        """Set the filters of the first layer: ± the principal directions of 2×2 patches of `images`, unit variance."""
-        patches = F.unfold(images - 0.5, 2).transpose(1, 2).reshape(-1, 12).double()
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (vectors / (values + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
-        self.patches.weight.copy_(torch.cat([filters, -filters]))
-        nn.init.zeros_(self.patches.bias if self.patches.bias is not None else torch.empty(0))
-
-    def features(self, images: Tensor) -> Tensor:
-        """The layer before the last: B×D."""
-        found: Tensor = self.blocks(F.gelu(self.patches(images - 0.5)))
-        return found.amax(dim=(2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify."""
-        logits: Tensor = self.head(self.features(images)) / 8
-        return logits
+    def row(self, name: str, views: Tensor, again: Tensor | None = None, rate: float | None = None) -> Row:
+        """Measure one uint8 view of each source; `again` holds second draws for the first few of them."""
+        seen = look(self.net, views)
+        right = float((seen.classes == self.sources.labels).float().mean())
+        cosine = F.cosine_similarity(seen.features, self.real.features)
+        return Row(
+            name,
+            accuracy=right,
+            relative=right / max(self.accuracy, 1e-9),
+            agreement=float((seen.classes == self.real.classes).float().mean()),
+            rmse=float(rmse(views, self.sources.images).mean()),
+            feature_distance=float((1 - cosine).mean()),
+            between_draws=None if again is None else float(rmse(views[: len(again)], again).mean()),
+            images_per_second=rate,
+        )
 
 
-def _conv(width_in: int, width: int) -> tuple[nn.Module, ...]:
-    return (nn.Conv2d(width_in, width, 3, padding=1, bias=False),)
+def rmse(a: Tensor, b: Tensor) -> Tensor:
+    """Root of the mean squared difference of uint8 images N×3×S×S, in units of their range: N values in [0, 1]."""
+    return ((a.float() - b.float()) / 255).square().flatten(1).mean(dim=1).sqrt()
 
 
-def train(data: Labelled, recipe: Recipe, device: str, tell: Tell) -> Classifier:
-    """Train a classifier with SGD and one cycle of the rate, on shifted and mirrored images."""
+def nearest(sources: Tensor, bank: Tensor) -> Tensor:
+    """For each uint8 source the image of `bank` that is nearest in pixels."""
+    flat = bank.flatten(1) / 255
+    return bank[torch.cat([torch.cdist(s.flatten(1) / 255, flat).argmin(dim=1) for s in sources.split(100)])]
+
+
+def hand_made(sources: Tensor) -> Tensor:
+    """One hand-made augmentation of each uint8 source."""
+    transform = HAND_MADE.transform(sources.shape[-1])
+    return torch.stack([transform(to_pil_image(image)) for image in sources])
+
+
+@torch.no_grad()
+def drawn(generator: Generator, sources: Labelled, level: int, guidance: float, draw: int, tell: Tell) -> Tensor:
+    """One uint8 view of each source at `level`, resized to the sources' side; seeds do not depend on the level."""
+    side, views = sources.images.shape[-1], []
+    for rows in torch.arange(len(sources.keys)).split(64):
+        condition = generator.encoder.encode(sources.images[rows] / 255).embedding
+        seeds = [seed_of(0, sources.keys[i], draw, "view_quality") for i in rows.tolist()]
+        made = generator.sample(condition, torch.full_like(rows, level), torch.full((len(rows),), guidance), seeds)
+        if made.shape[-1] != side:
+            made = F.interpolate(made.float(), (side, side), mode="bicubic", antialias=True).clamp(0, 255).byte()
+        views.append(made)
+        tell(f"level {level}, draw {draw + 1}", int(rows[-1]) + 1, len(sources.keys))
+    return torch.cat(views)
+
+
+def references(judge: Judge, bank: Tensor) -> tuple[list[Row], dict[str, Tensor]]:
+    """Measure what the views are to be compared with; return rows and images by name."""
+    real = judge.sources.images
     torch.manual_seed(0)
-    net = Classifier(recipe.widths, int(data.labels.max()) + 1)
-    net.whiten(data.images[:2000] / 255)
-    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = -(-recipe.samples // recipe.batch)
-    learned = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learned, recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.decay)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.rate, steps, pct_start=0.25, cycle_momentum=False, final_div_factor=1e3
+    shown = {"source": real, "hand-made": hand_made(real), "nearest": nearest(real, bank)}
+    again = {"hand-made": hand_made(judge.few.images)}
+    return [judge.row(name, images, again.get(name)) for name, images in shown.items()], shown
+
+
+def compare(
+    judge: Judge, generator: Generator, levels: Sequence[int], guidance: float, tell: Tell
+) -> tuple[list[Row], dict[str, Tensor]]:
+    """Measure every level; return rows and views by name."""
+    rows, shown = [], {}
+    for level in levels:
+        name, start = f"level {level}", time.perf_counter()
+        shown[name] = drawn(generator, judge.sources, level, guidance, 0, tell)
+        rate = len(shown[name]) / (time.perf_counter() - start)
+        again = drawn(generator, judge.few, level, guidance, 1, tell)
+        rows.append(judge.row(name, shown[name], again, rate))
+    return rows, shown
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Lay the rows out for reading; a dash stands for what has no meaning there."""
+    heads = ("class kept", "relative", "same answer", "RMSE", "feature distance", "draws apart", "images/s")
+    lines = ["".join((f"{'':<12}", *(f"{head:>18}" for head in heads)))]
+    for row in rows:
+        values = [v for v in asdict(row).values() if not isinstance(v, str)]
+        lines.append("".join((f"{row.name:<12}", *(f"{'–' if v is None else f'{v:.3f}':>18}" for v in values))))
+    return "\n".join(lines)
+
+
+def sheet(shown: Mapping[str, Tensor], path: Path, count: int = 16, side: int = 96) -> None:
+    """Write a PNG with one source a row, and its views beside it."""
+    paper = Image.new("RGB", (side * len(shown), side * count + 16), "white")
+    for column, (name, images) in enumerate(shown.items()):
+        ImageDraw.Draw(paper).text((column * side + 4, 2), name, fill="black")
+        for row, image in enumerate(images[:count]):
+            large = to_pil_image(image).resize((side, side), Image.Resampling.NEAREST)
+            paper.paste(large, (column * side, row * side + 16))
+    paper.save(path)
+
+
+class Progress:
+    """Tells on stderr how far something is and how long it will take."""
+
+    def __init__(self) -> None:
+        self.what, self.start, self.shown = "", 0.0, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show at most one line a second, and the last of each."""
+        now = time.monotonic()
+        if what != self.what:
+            self.what, self.start = what, now
+        if done == total or now - self.shown > 1:
+            left = (now - self.start) * (total - done) / done
+            end = "\n" if done == total else ""
+            print(f"\r{what}: {done}/{total}, {left:.0f} s left   ", end=end, file=sys.stderr, flush=True)
+            self.shown = now
+
+
+def read(names: Sequence[str], size: int, count: int | None, tell: Tell) -> Labelled:
+    """Read the first `count` images (their order is random already) of archives below $GENVIEW_DATA.
+
+    Raises:
+        UserError: there is no such folder, or an archive is missing.
+    """
+    root = Path(os.environ.get("GENVIEW_DATA", ""))
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        raise UserError(
+            f"The real images {', '.join(missing)} are not in '{root}'. Set GENVIEW_DATA to their folder."
+        )
+    source = Archives(tuple(str(root / name) for name in names))
+    chosen, parts = range(len(source))[:count], []
+    for found in batches(source, size=size, batch=250, indices=chosen):
+        parts.append((found.images * 255).round().byte())
+        tell(f"reading {names[0]}", int(found.indices[-1]) + 1, len(chosen))
+    labels = torch.tensor([source.label(i) or 0 for i in chosen])
+    return Labelled([source.key(i) for i in chosen], torch.cat(parts), labels)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; what --quick shortens can still be given."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    quick = "--quick" in given
+    known = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    known.add_argument("--generator", default="embedded", help="--out folder of fit-generator, 'embedded', or 'none'")
+    known.add_argument("--data", default="cifar10", choices=sorted(FILES))
+    known.add_argument("--size", type=int, default=32, help="side in pixels")
+    known.add_argument("--count", type=int, default=128 if quick else 1000, help="sources")
+    known.add_argument("--steps", type=int, default=4 if quick else EmbeddedSettings.steps, help="of the sampler")
+    known.add_argument("--guidance", type=float, default=EmbeddedSettings.guidance)
+    known.add_argument("--levels", type=int, nargs="+", default=QUICK_LEVELS if quick else LEVELS)
+    known.add_argument("--quick", action="store_true", help="less of everything, under a minute: a check, no result")
+    known.add_argument("--sheet", type=Path, help="write views for looking to this PNG file")
+    known.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "genview")
+    return known.parse_args(given)
+
+
+def load(args: argparse.Namespace) -> Generator | None:
+    """Load the generator that the command line names; None for 'none', which measures the references alone."""
+    if args.generator == "none":
+        return None
+    weights = "natural" if args.generator == "embedded" else args.generator
+    settings = EmbeddedSettings(weights=weights, size=args.size, steps=args.steps)
+    return settings.load("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; return 2 where data or weights are missing."""
+    args, tell = arguments(argv), Progress()
+    recipe = QUICK if args.quick else Recipe()
+    train_names, test_name = FILES[args.data]
+    try:
+        generator = load(args)
+        bank = read(train_names, args.size, recipe.images, tell)
+        test = read([test_name], args.size, 1000 if args.quick else None, tell)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    net = classifier_for(bank, f"{args.data}-{args.size}px", recipe, args.cache, tell)
+    judge = Judge(net, test.first(args.count))
+    rows, shown = references(judge, bank.images)
+    if generator:
+        more, views = compare(judge, generator, args.levels, args.guidance, tell)
+        rows, shown = rows + more, shown | views
+    right = float((look(net, test.images).classes == test.labels).float().mean())
+    print(table(rows))
+    print(
+        f"The classifier is right on {right:.3f} of the {len(test.keys)} test images; 'relative' is to the first row."
     )
-    for step, rows in zip(range(steps), _epochs(len(data.labels), recipe.batch), strict=False):
-        images = shifted(data.images[rows], recipe.shift).to(device, memory_format=torch.channels_last) / 255
-        with torch.autocast(device, torch.bfloat16):
-            logits = net(images)
-        loss = F.cross_entropy(logits.float(), data.labels[rows].to(device), label_smoothing=recipe.smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        cycle.step()
-        tell(f"classifier (loss {loss.item():.2f})", step + 1, steps)
-    return net.eval()
+    print(f"A share of {args.count} sources is known to ±{0.98 / args.count**0.5:.3f} at worst (95 %).")
+    if args.sheet:
+        sheet(shown, args.sheet)
+    print(json.dumps(summary(args, generator, right, rows)))
+    return 0
 
 
-def _epochs(count: int, batch: int) -> Iterator[Tensor]:
-    while True:
-        yield from torch.randperm(count).split(batch)
+def summary(
+    args: argparse.Namespace, generator: Generator | None, right: float, rows: Sequence[Row]
+) -> dict[str, object]:
+    """Return what the last line says."""
+    named = {name: getattr(args, name) for name in ("data", "size", "count", "steps", "guidance", "quick")}
+    measured = {"classifier": right, "rows": [asdict(row) for row in rows]}
+    return {"benchmark": "view_quality", "generator": generator and generator.name, **named, **measured}
 
 
-def shifted(images: Tensor, share: float) -> Tensor:
-    """Move each image by up to `share` of its side, mirroring what lies beyond the border, and mirror half of them."""
-    count, _, side, _ = images.shape
-    most = int(side * share)
-    wide = F.pad(images.float(), (most,) * 4, mode="reflect")
-    tops, lefts = torch.randint(0, 2 * most + 1, (2, count)).tolist()
-    moved = torch.stack([w[:, t : t + side, x : x + side] for w, t, x in zip(wide, tops, lefts, strict=True)])
-    return torch.where(torch.rand(count, 1, 1, 1) < 0.5, moved.flip(3), moved)
-
-
-def classifier_for(data: Labelled, name: str, recipe: Recipe, cache: Path, tell: Tell) -> Classifier:
-    """Return the classifier from the cache, or train it and put it there; `name` says which data these are."""
-    key = hashlib.blake2b(repr((recipe, len(data.labels))).encode(), digest_size=4).hexdigest()
-    path = cache / f"view-quality-{name}-{key}.safetensors"
-    if path.exists():
-        net = Classifier(recipe.widths, int(data.labels.max()) + 1)
-        net.load_state_dict(safetensors.torch.load_file(path))
-        return net.eval()
-    net = train(data, recipe, "cuda" if torch.cuda.is_available() else "cpu", tell).cpu()
-    cache.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, safetensors.torch.save({n: v.contiguous() for n, v in net.state_dict().items()}))
-    return net
+if __name__ == "__main__":
+    sys.exit(main())

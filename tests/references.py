@@ -30,7 +30,9 @@ def foreground_ratio(tokens: np.ndarray, vector: np.ndarray, threshold: float) -
     """Count, image by image and token by token, the projections above the threshold."""
     ratios = []
     for image in tokens:
-        above = sum(1 for token in image if sum(float(t) * float(v) for t, v in zip(token, vector, strict=True)) > threshold)
+        above = sum(
+            1 for token in image if sum(float(t) * float(v) for t, v in zip(token, vector, strict=True)) > threshold
+        )
         ratios.append(above / len(image))
     return ratios
 

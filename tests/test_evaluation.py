@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import Painted
 from torch import Tensor, nn
 
+from conftest import Painted
 from genview.errors import UserError
 from genview.evaluation import Features, Knn, Linear, Reading, evaluate, extract, knn_accuracy, split
 from genview.evaluation.linear import accuracy, fitted
@@ -46,11 +46,18 @@ def test_knn_against_loops(k: int, temperature: float) -> None:
     assert knn_accuracy(train, test, k=k, temperature=temperature, chunk=7) == pytest.approx(expected)
 
 
-def test_knn_takes_all_where_k_is_larger() -> None:
+def test_a_k_above_the_number_of_training_images_is_not_claimed() -> None:
     train, test = blobs(30, 1.0, 1), blobs(20, 1.0, 2)
-    rows = dict(Knn(k=(30, 200)).run(train, test, seed=0))
-    assert set(rows) == {"knn/top1@k=30", "knn/top1@k=200"}
-    assert rows["knn/top1@k=30"] == rows["knn/top1@k=200"]
+    rows = dict(Knn(k=(5, 30, 200)).run(train, test, seed=0))
+    assert set(rows) == {"knn/top1@k=5", "knn/top1@k=30"}
+    assert dict(Knn(k=(200, 31)).run(train, test, seed=0)) == {"knn/top1@k=30": rows["knn/top1@k=30"]}
+    assert knn_accuracy(train, test, k=31) == rows["knn/top1@k=30"]
+
+
+def test_knn_at_a_temperature_that_overflows() -> None:
+    """exp(1 / 0.001) is infinite in float32; the nearest image still wins."""
+    train = Features(torch.tensor([[0.9, 0.1], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 2]))
+    assert knn_accuracy(train, Features(torch.tensor([[1.0, 0.0]]), torch.tensor([2])), k=3, temperature=1e-3) == 1.0
 
 
 def test_near_neighbours_count_more_than_many_far_ones() -> None:
@@ -82,20 +89,29 @@ def test_the_probe_does_not_learn_from_test_labels() -> None:
 
 
 def test_the_strength_is_chosen_without_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the test part is, the same strengths are tried on the same held-out part."""
-    train = blobs(90, 2.0, 1)
-    chosen = [Linear()._best(train, 3, seed) for seed in (0, 0)]
-    assert chosen[0] == chosen[1]
-    seen: list[int] = []
-    original = accuracy
+    """Whatever the test part is, the same fits are made: four on 9/10 of the training images, one on all of them."""
+    train, fits = blobs(90, 3.0, 1), list[tuple[int, float]]()
 
-    def watched(weight: Tensor, test: Features) -> float:
-        seen.append(len(test.y))
-        return original(weight, test)
+    def watched(part: Features, classes: int, l2: float, iterations: int) -> Tensor:
+        fits.append((len(part.y), l2))
+        return fitted(part, classes, l2, iterations)
 
-    monkeypatch.setattr("genview.evaluation.linear.accuracy", watched)
-    list(Linear().run(train, blobs(50, 2.0, 3), seed=0))
-    assert seen == [9] * 4 + [50]
+    monkeypatch.setattr("genview.evaluation.linear.fitted", watched)
+    test, strengths = blobs(50, 3.0, 3), (1e-5, 1e-3, 1e-1, 10.0)
+    for own in (test, Features(test.x.flip(0) * 7, test.y), Features(test.x, (test.y + 1) % 3)):
+        list(Linear(l2=strengths).run(train, own, seed=0))
+    assert fits[:4] == [(81, l2) for l2 in strengths]
+    assert fits[4][0] == 90
+    assert fits[5:] == fits[:5] * 2
+
+
+def test_the_strength_is_the_best_on_the_held_out_part() -> None:
+    """With noise in 60 features for 45 images a strong penalty is better; the choice must find that."""
+    train, test = (blobs(n, 4.0, seed, classes=3, width=60) for n, seed in ((45, 1), (900, 2)))
+    chosen = Linear(l2=(1e-6, 1.0), held=0.3)._best(train, 3, seed=0)
+    worth = {l2: accuracy(fitted(train, 3, l2, 200), test) for l2 in (1e-6, 1.0)}
+    assert worth[1.0] > worth[1e-6] + 0.01
+    assert chosen == 1.0
 
 
 def test_splits_keep_the_classes_and_do_not_overlap() -> None:
@@ -113,6 +129,7 @@ class MeanColour(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.modes: list[bool] = []
+        self.frozen = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         self.modes.append(self.training)
@@ -121,6 +138,7 @@ class MeanColour(nn.Module):
 
 def test_features_come_in_order_in_eval_mode_and_without_unreadable_images() -> None:
     backbone, bad = MeanColour().train(), []
+    backbone.frozen.eval()
     source = Painted(10, broken=(3,))
     reading = Reading(16, batch=4, unreadable=lambda key, reason: bad.append((key, reason)))
     features = extract(backbone, source, reading)
@@ -128,15 +146,29 @@ def test_features_come_in_order_in_eval_mode_and_without_unreadable_images() -> 
     expected = [np.asarray(source.image(i).resize((16, 16), 3), dtype=float).mean(axis=(0, 1)) / 255 for i in (0, 9)]
     assert np.allclose(features.x[[0, -1]].numpy(), expected, atol=1e-3)
     assert backbone.modes == [False] * 3
-    assert backbone.training
+    assert (backbone.training, backbone.frozen.training) == (True, False)
     assert bad == [("colour0/0003.png", "made so")]
 
 
 def test_images_without_labels_cannot_be_evaluated_on() -> None:
     source = Painted(4)
     source.classes = ()
-    with pytest.raises(UserError, match="Evaluation needs labels"):
+    with pytest.raises(UserError, match="Evaluation needs a label"):
         extract(MeanColour(), source, Reading(16))
+    with pytest.raises(UserError, match="Evaluation needs a label"):
+        split(source, 0.2, seed=0)
+
+
+def test_one_image_without_a_label_is_no_image_of_class_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Painted(4)
+    monkeypatch.setattr(source, "label", lambda i: None if i == 2 else i % 2)
+    with pytest.raises(UserError, match="a label for every image"):
+        extract(MeanColour(), source, Reading(16))
+
+
+def test_no_readable_image_is_an_error() -> None:
+    with pytest.raises(UserError, match="None of the images"):
+        extract(MeanColour(), Painted(2, broken=(0, 1)), Reading(16, unreadable=lambda _key, _reason: None))
 
 
 def test_evaluating_a_backbone_that_sees_the_class() -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import references
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import references
 from genview.errors import UserError
 from genview.noise import Adaptive, Constant, FromFile, NoisePolicy, Random, adaptive_level
 from genview.seeds import seed_of
@@ -38,6 +38,7 @@ def test_whole_numbers_and_slices_are_ratios_too() -> None:
     assert adaptive_level(torch.tensor([[0.1, 0.9], [0.5, 0.3]]).T).tolist() == [[0, 200], [400, 100]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-0.1, 1.1), min_size=1, max_size=30))
 def test_levels_agree_with_the_table_of_the_paper(ratios: list[float]) -> None:
     found = adaptive_level(torch.tensor(ratios, dtype=torch.float64))
@@ -55,7 +56,9 @@ def test_levels_agree_with_the_authors(data: Path, name: str) -> None:
 
 
 def test_adaptive_takes_other_levels_in_equal_bins() -> None:
-    found = Adaptive(levels=(10, 20, 30, 40)).levels_of(KEYS[:5], np.array([0.25, 0.26, 0.5, 0.75, 1.0]), draw=0, seed=0)
+    found = Adaptive(levels=(10, 20, 30, 40)).levels_of(
+        KEYS[:5], np.array([0.25, 0.26, 0.5, 0.75, 1.0]), draw=0, seed=0
+    )
     assert found.tolist() == [10, 20, 20, 30, 40]
     assert found.dtype == np.int64
 
@@ -118,7 +121,14 @@ def test_levels_that_no_schedule_has_are_refused(policy: NoisePolicy) -> None:
 
 
 def test_seeds_are_63_bits_and_tell_their_parts_apart() -> None:
-    parts = [(0, "a", 0, "x"), (1, "a", 0, "x"), (0, "b", 0, "x"), (0, "a", 1, "x"), (0, "a", 0, "y"), (0, "a0", 0, "x")]
+    parts = [
+        (0, "a", 0, "x"),
+        (1, "a", 0, "x"),
+        (0, "b", 0, "x"),
+        (0, "a", 1, "x"),
+        (0, "a", 0, "y"),
+        (0, "a0", 0, "x"),
+    ]
     seeds = [seed_of(*part) for part in parts]
     assert len(set(seeds)) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import references
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import references
 from genview.encoders import Encoded
 from genview.quality import Quality, TowerQuality, pair_quality
 
@@ -141,7 +141,7 @@ def test_a_tower_weighs_images_and_is_no_module() -> None:
 
 def _one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=90)
+    meeting, patience = f"file://{folder}/meeting", timedelta(minutes=10)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     a, b, direction = random_pairs(8)
     mine = slice(4 * rank, 4 * rank + 4)

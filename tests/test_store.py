@@ -25,6 +25,7 @@ from genview.store import (
     write_table,
     write_tar,
 )
+from genview.store.table import Column
 
 
 def _killed_while_writing(path: Path) -> NoReturn:
@@ -116,7 +117,11 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
 def test_tables_round_trip(tmp_path: Path) -> None:
     halves = np.arange(12, dtype=np.float16).reshape(3, 4) / 8
     for n in range(2):
-        columns = {"key": [f"{n}/ä", "b", "c"], "ratio": np.float32([0, 0.5, n]), "embedding": halves + n}
+        columns: dict[str, Column] = {
+            "key": [f"{n}/ä", "b", "c"],
+            "ratio": np.array([0, 0.5, n], np.float32),
+            "embedding": halves + n,
+        }
         write_table(tmp_path / f"part-{n}.parquet", columns)
     rows = read_table([tmp_path / "part-0.parquet", tmp_path / "part-1.parquet"])
     assert list(rows["key"]) == ["0/ä", "b", "c", "1/ä", "b", "c"]

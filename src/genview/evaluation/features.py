@@ -40,39 +40,53 @@ class Reading:
 def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Features:
     """Encode every image of a labelled source, resized and cropped from the centre.
 
-    The backbone is in eval mode meanwhile and gets its own mode back.
+    The backbone is in eval mode meanwhile; every part of it gets its own mode back.
 
     Raises:
-        UserError: the source has no labels.
+        UserError: an image has no label, or no image can be read.
     """
-    if not source.classes:
-        raise UserError(
-            "Evaluation needs labels, and these images have none. Name labelled images as `test`, put images into "
-            "class folders, or leave the evaluation out with --set evaluation=[]."
-        )
-    training = backbone.training
+    labels = _labels(source)
+    modes = {part: part.training for part in backbone.modules()}
     backbone.eval()
-    rows, labels, done = [], [], 0
-    for found in batches(
-        source,
-        size=reading.size,
-        batch=reading.batch,
-        workers=reading.workers,
-        unreadable=reading.unreadable,
-    ):
-        rows.append(backbone(found.images.to(reading.device)).float().cpu())
-        labels += [int(source.label(int(i)) or 0) for i in found.indices]
-        done += len(found.indices)
-        if reading.tell:
-            reading.tell("features", done, len(source), "")
-    backbone.train(training)
-    return Features(torch.cat(rows), torch.tensor(labels))
+    rows, indices = [], []
+    try:
+        for found in batches(
+            source,
+            size=reading.size,
+            batch=reading.batch,
+            workers=reading.workers,
+            unreadable=reading.unreadable,
+        ):
+            rows.append(backbone(found.images.to(reading.device)).float().cpu())
+            indices += found.indices.tolist()
+            if reading.tell:
+                reading.tell("features", len(indices), len(source), "")
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    if not rows:
+        raise UserError("None of the images to evaluate on can be read; the quarantine list says why.")
+    return Features(torch.cat(rows), labels[indices])
+
+
+def _labels(source: ImageSource) -> Tensor:
+    labels = [source.label(i) for i in range(len(source))]
+    known = [label for label in labels if label is not None]
+    if not source.classes or len(known) < len(labels):
+        raise UserError(
+            "Evaluation needs a label for every image, and these images have none. Name labelled images as `test`, "
+            "put images into class folders, or leave the evaluation out with --set evaluation=[]."
+        )
+    return torch.tensor(known)
 
 
 def split(source: ImageSource, share: float, seed: int) -> tuple[ImageSource, ImageSource]:
-    """Split a labelled source into two, the second holding `share` of each class (one image at least)."""
-    labels = torch.tensor([source.label(i) for i in range(len(source))])
-    first, second = stratified(labels, share, seed)
+    """Split a labelled source into two, the second holding `share` of each class (one image at least).
+
+    Raises:
+        UserError: an image has no label.
+    """
+    first, second = stratified(_labels(source), share, seed)
     return Subset(source, first), Subset(source, second)
 
 

@@ -28,7 +28,7 @@ class Linear:
 
     def run(self, train: Features, test: Features, seed: int) -> Iterator[tuple[str, float]]:
         """Yield ('linear/top1', share of test images that are right)."""
-        mean, std = train.x.mean(dim=0), train.x.std(dim=0) + 1e-6
+        mean, std = train.x.mean(dim=0), train.x.std(dim=0, correction=0) + 1e-6
         train, test = (Features((part.x - mean) / std, part.y) for part in (train, test))
         classes = int(torch.cat([train.y, test.y]).max()) + 1
         best = self._best(train, classes, seed)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genview.encoders import Encoded, FrozenEncoder
 from genview.errors import UserError
@@ -73,6 +74,14 @@ class Analysis:
         return read_table(sorted(self.folder.glob("part-*.parquet")))
 
 
+class Seen(NamedTuple):
+    """A batch: indices of its images, the images B×3×S×S, and what the encoder gave."""
+
+    indices: list[int]
+    images: Tensor
+    encoded: Encoded
+
+
 @dataclass(frozen=True)
 class Looking:
     """A source seen through an encoder: what every pass of the stage shares."""
@@ -95,9 +104,9 @@ class Looking:
             indices=indices,
             unreadable=self.unreadable,
         ):
-            yield found.indices.tolist(), found.images, self.encoder.encode(found.images.to(self.device))
+            yield Seen(found.indices.tolist(), found.images, self.encoder.encode(found.images.to(self.device)))
             done += len(found.indices)
-            self.tell(what, done, len(indices), "")
+            self.tell(what, done, of or len(indices), "")
 
 
 def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str, object]) -> Analysis:
@@ -107,12 +116,12 @@ def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str,
     and `examples.npz` for the page. No token is written; memory does not depend on the number of images.
 
     Raises:
-        UserError: the folder holds the analysis of other settings (`identity`), or no image can be read.
+        UserError: the folder holds the analysis of other settings, another seed or `identity`, or no image can be read.
     """
     settings = looking.settings
     chosen = {k: v for k, v in asdict(settings).items() if k not in ("batch", "workers")}
     direction_file = {"direction": str(settings.direction) if settings.direction else None}
-    claim(folder, {**identity, **chosen, **direction_file, "images_found": len(looking.source)})
+    claim(folder, {**identity, **chosen, **direction_file, "seed": seed, "images_found": len(looking.source)})
     sweep(folder)
     if not (folder / "summary.json").exists():
         fit_direction(looking, folder, seed=seed)
@@ -121,7 +130,7 @@ def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str,
     for number, start in enumerate(range(0, total, settings.part)):
         part = folder / f"part-{number:05d}.parquet"
         if not part.exists():
-            _write_part(looking, analysis, list(range(start, min(start + settings.part, total))), part)
+            _write_part(looking, analysis, range(start, min(start + settings.part, total)), part)
     if not (folder / "examples.npz").exists():
         _write_examples(looking, analysis, folder / "examples.npz")
     return analysis
@@ -186,11 +195,11 @@ def _decide(
     return Analysis(folder)
 
 
-def _write_part(looking: Looking, analysis: Analysis, indices: list[int], part: Path) -> None:
+def _write_part(looking: Looking, analysis: Analysis, indices: range, part: Path) -> None:
     direction, threshold = analysis.direction(), float(analysis.summary["threshold"])
     keys: list[str] = []
     ratios, embeddings = [torch.zeros(0)], []
-    for found, _, encoded in looking.encode("analyse", indices):
+    for found, _, encoded in looking.encode("analyse", indices, of=len(looking.source)):
         keys += [looking.source.key(i) for i in found]
         ratios.append(foreground_ratio(encoded.tokens, direction, threshold).cpu())
         embeddings.append(encoded.embedding.half().cpu())
