@@ -137,9 +137,7 @@ def better_side(scores: Tensor, truth: Tensor, share: float) -> int:
     """The sign whose top `share` of the scores agrees better with the masks."""
     flat, wanted = scores.flatten(), truth.flatten()
     count = max(1, round(share * len(flat)))
-    high, low = (
-        balanced_accuracy(s * flat > torch.kthvalue(s * flat, len(flat) - count).values, wanted) for s in (1, -1)
-    )
+    high, low = (balanced_accuracy(s > s.kthvalue(len(s) - count).values, wanted) for s in (flat, -flat))
     return 1 if high >= low else -1
 
 
@@ -176,10 +174,11 @@ def mask_agreement(seen: Seen, share: float) -> dict[str, float]:
 
 
 def middle_of(grid: tuple[int, int], share: float) -> Tensor:
-    """Mask N of the stated share of tokens that lie nearest to the centre: what an empty encoder would say."""
+    """Mask N of the stated share of tokens that lie nearest to the centre: what one says without looking."""
     rows, columns = ((torch.arange(side) + 0.5) / side - 0.5 for side in grid)
-    distance = torch.maximum(rows[:, None].abs(), columns[None, :].abs()).flatten()
-    return distance <= distance.sort().values[round(share * len(distance)) - 1]
+    distance = (rows[:, None] ** 2 + columns[None, :] ** 2).flatten()
+    nearest = distance.argsort(stable=True)[: round(share * len(distance))]
+    return torch.zeros(len(distance), dtype=torch.bool).index_fill(0, nearest, value=True)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -123,7 +123,8 @@ def drawn(generator: Generator, sources: Labelled, level: int, guidance: float, 
         seeds = [seed_of(0, sources.keys[i], draw, "view_quality") for i in rows.tolist()]
         made = generator.sample(condition, torch.full_like(rows, level), torch.full((len(rows),), guidance), seeds)
         if made.shape[-1] != side:
-            made = F.interpolate(made.float(), (side, side), mode="bicubic", antialias=True).clamp(0, 255).byte()
+            smaller = F.interpolate(made.float(), (side, side), mode="bicubic", antialias=True)
+            made = smaller.round().clamp(0, 255).byte()
         views.append(made)
         tell(f"level {level}, draw {draw + 1}", int(rows[-1]) + 1, len(sources.keys))
     return torch.cat(views)

@@ -61,7 +61,7 @@ def test_knn_at_a_temperature_that_overflows() -> None:
 
 
 def test_near_neighbours_count_more_than_many_far_ones() -> None:
-    """One neighbour at similarity 1 against two at 0.6: exp(1/0.07) beats 2 exp(0.6/0.07); without weights it loses."""
+    """One neighbour at similarity 1 against two at 0.6: exp(1/0.07) > 2 exp(0.6/0.07); without weights it loses."""
     train = Features(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]]), torch.tensor([0, 1, 1]))
     test = Features(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
     assert knn_accuracy(train, test, k=3, temperature=0.07) == 1.0

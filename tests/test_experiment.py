@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from genview.noise import Adaptive, Constant
 
 from genview.errors import UserError
 from genview.experiment import Experiment, FitExperiment, load, parse, to_yaml
 from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings
 from genview.methods import SimSiam
+from genview.noise import Adaptive, Constant
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -39,6 +39,14 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert (experiment.generator.guidance, experiment.generator.steps) == (10.0, 20)
     assert experiment.quality is not None
     assert (experiment.quality.gamma, experiment.foreground.share, experiment.pairs.views) == (1.0, 0.4, 1.0)
+
+
+def test_a_folder_gets_the_recipe_of_the_model_inside_the_package() -> None:
+    given = load(FitExperiment, ROOT / "experiments" / "fit-natural.yaml")
+    plain = parse(FitExperiment, LEAST, "test.yaml")
+    for name in ("encoder", "method", "pairs", "fit", "seed"):
+        assert getattr(given, name) == getattr(plain, name), name
+    assert (given.training.batch, given.training.optimizer) == (plain.training.batch, plain.training.optimizer)
 
 
 def test_null_generator_and_quality_are_the_baselines() -> None:

@@ -252,7 +252,7 @@ def silent(what: str, done: int, total: int, note: str) -> None:
 
 def looking_at(source: Painted, **changes: Any) -> Looking:
     chosen = replace(AnalyseSettings(sample=16, part=7, batch=4), **changes)
-    return Looking(source, Patches(), chosen, "cpu", silent, lambda key, reason: None)
+    return Looking(source, Patches(), chosen, "cpu", silent, lambda *_: None)
 
 
 def run(looking: Looking, folder: Path, *, seed: int = 3, images: str = "painted") -> Analysis:
@@ -300,7 +300,7 @@ def test_the_disc_is_the_foreground(tmp_path: Path) -> None:
 
 def test_unreadable_images_have_no_row(tmp_path: Path) -> None:
     told: list[str] = []
-    looking = replace(looking_at(Painted(24, broken=(0, 9, 23))), unreadable=lambda key, reason: told.append(key))
+    looking = replace(looking_at(Painted(24, broken=(0, 9, 23))), unreadable=lambda key, _: told.append(key))
     keys = list(run(looking, tmp_path).rows()["key"])
     assert keys == [looking.source.key(i) for i in range(24) if i not in (0, 9, 23)]
     assert set(told) == {looking.source.key(i) for i in (0, 9, 23)}

@@ -16,14 +16,14 @@ from conftest import Painted
 from genview.encoders import BackboneSettings, Encoded, TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
 from genview.generators import EmbeddedSettings, GenerateSettings, Job, ViewTable, generate
-from genview.generators.fit import FitSettings, TokenDiffusion, Windows, fit
+from genview.generators.fit import FitSettings, Windows, fit
 from genview.generators.sampler import noise_for
-from genview.generators.token_diffusion import NOTHING_KNOWN, NetworkSettings, fold, unfold
+from genview.generators.token_diffusion import NetworkSettings
 from genview.noise import Adaptive
 from genview.seeds import seed_of
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}, stem_stride=2)
-ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, condition_from=2, channels=4)
+ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, condition_from=(0, 2), channels=4)
 FIT = FitSettings(
     network=NetworkSettings(widths=(16, 32), layers=1),
     samples=48,
@@ -140,12 +140,6 @@ def test_finding_views(tmp_path: Path) -> None:
         ViewTable(tmp_path / "nothing")
 
 
-def test_fold_and_unfold_are_inverse() -> None:
-    images = torch.rand(2, 3, 8, 8)
-    assert fold(images).shape == (2, 12, 4, 4)
-    assert torch.allclose(unfold(fold(images)), images, atol=1e-6)
-
-
 def trained(folder: Path, stop_at: int = 0, count: int = 16) -> list[float]:
     torch.manual_seed(0)
     encoder = TokenEncoder(ENCODER)
@@ -190,19 +184,6 @@ def test_fit_lets_the_trunk_alone(fitted: tuple[Path, list[float]]) -> None:
         torch.equal(after[f"trunk.{name}"], value.half() if value.is_floating_point() else value)
         for name, value in before.items()
     )
-
-
-def test_the_condition_is_standardised_and_dropped_ones_say_so() -> None:
-    torch.manual_seed(0)
-    model = TokenDiffusion(TokenEncoder(ENCODER), replace(FIT, dropout=0.5, highest_level=0)).train()
-    model.requires_grad_(False)
-    condition, level = model.noised_condition(torch.rand(64, 3, 32, 32))
-    dropped = level == NOTHING_KNOWN
-    assert 16 < int(dropped.sum()) < 48
-    assert float(condition[dropped].abs().max()) == 0.0
-    kept = condition[~dropped]
-    assert kept.mean(dim=(0, 2, 3)).abs().max() < 0.25
-    assert (kept.std(dim=(0, 2, 3)) - 1).abs().max() < 0.25
 
 
 def test_windows_are_whole_at_most_and_follow_seed_epoch_and_key() -> None:

@@ -53,14 +53,14 @@ def test_simsiam_stops_the_gradient_at_the_other_view() -> None:
     learner = learner_of(SMALL[0]).double()
     a, b = (x.double() for x in views())
     learner(a, b).mean().backward()
-    got = learner.projector[0].weight.grad.clone()  # type: ignore[index, union-attr, operator]
+    got = learner.projector[0].weight.grad.clone()  # type: ignore[index, union-attr]
     learner.zero_grad()
     z_a, z_b = (learner.projector(learner.backbone(x)) for x in (a, b))  # type: ignore[operator]
     constant_a, constant_b = z_a.detach().clone(), z_b.detach().clone()
     similarity = nn.CosineSimilarity()
     p_a, p_b = (learner.predictor(z) for z in (z_a, z_b))  # type: ignore[operator]
     (-(similarity(p_a, constant_b) + similarity(p_b, constant_a)) / 2).mean().backward()
-    assert torch.allclose(got, learner.projector[0].weight.grad, atol=1e-12)  # type: ignore[index, union-attr, operator]
+    assert torch.allclose(got, learner.projector[0].weight.grad, atol=1e-12)  # type: ignore[index, union-attr]
 
 
 def test_info_nce_against_loops() -> None:
@@ -75,7 +75,7 @@ def test_info_nce_against_loops() -> None:
 
 def test_moco_keys_take_the_place_of_the_oldest_ones() -> None:
     learner = learner_of(MoCoV2(queue=20, embedding=8))
-    before = learner.queue.clone()  # type: ignore[operator, union-attr]
+    before = learner.queue.clone()  # type: ignore[operator]
     for step, seed in enumerate((1, 2, 3)):
         a, b = views(seed=seed)
         with torch.no_grad():
@@ -92,7 +92,7 @@ def test_moco_keys_take_the_place_of_the_oldest_ones() -> None:
 def test_moco_keys_carry_no_gradient_and_queue_must_hold_a_batch() -> None:
     learner = learner_of(SMALL[1])
     learner(*views()).mean().backward()
-    assert all(p.grad is None for p in learner.key_encoder.parameters())  # type: ignore[union-attr, operator]
+    assert all(p.grad is None for p in learner.key_encoder.parameters())  # type: ignore[union-attr]
     small = learner_of(MoCoV2(queue=4, embedding=8))
     small(*views())
     with pytest.raises(UserError, match=r"raise method\.queue"):
@@ -129,12 +129,19 @@ def test_mlp_layers() -> None:
 
 @pytest.mark.parametrize("method", SMALL, ids=lambda m: m.kind)
 def test_golden_curve_of_twenty_steps(method: Method) -> None:
-    """A refactoring must give the same losses; regenerate a file on purpose, by deleting it, never by accident."""
-    learner = learner_of(method)
-    optimizer = torch.optim.SGD(learner.parameters(), lr=0.05, momentum=0.9)
+    """A refactoring must give the same losses; regenerate a file on purpose, by deleting it, never by accident.
+
+    All in float64: training amplifies rounding, which differs from one processor to the next.
+    """
+    torch.set_default_dtype(torch.float64)
+    try:
+        learner = learner_of(method)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.02, momentum=0.9)
     losses = []
     for step in range(20):
-        loss = learner(*views(seed=step % 5)).mean()
+        loss = learner(*(x.double() for x in views(seed=step % 5))).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -145,5 +152,5 @@ def test_golden_curve_of_twenty_steps(method: Method) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(losses, indent=1) + "\n")
         pytest.fail(f"wrote {path.name}: look at it and run again")
-    assert losses == pytest.approx(json.loads(path.read_text()), rel=2e-3, abs=2e-4)
+    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-6)
     assert losses[-1] < max(losses), "it learns"

@@ -134,7 +134,7 @@ def test_a_tower_weighs_images_and_is_no_module() -> None:
     torch.testing.assert_close(tower(a, b).weight, wanted.weight)
     assert not isinstance(tower, nn.Module)
     owner = nn.Module()
-    owner.tower = tower
+    owner.tower = tower  # type: ignore[assignment]  # as a model that keeps it would
     assert not owner.state_dict()
     assert not list(owner.modules())[1:]
 

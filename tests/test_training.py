@@ -10,7 +10,6 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from genview.quality import Quality
 from torch import Tensor
 
 from conftest import Painted
@@ -19,6 +18,7 @@ from genview.encoders.backbone import export, load, snippet
 from genview.errors import UserError
 from genview.methods import Method, MoCoV2, SimSiam
 from genview.pairs import Pairs, PairSettings
+from genview.quality import Quality
 from genview.store import RunFolder
 from genview.training import TrainSettings, plan_of, pretrain
 from genview.training.duration import steps_of
@@ -98,7 +98,7 @@ def test_the_predictor_of_simsiam_keeps_its_rate() -> None:
 def test_slow_copies_are_not_optimised() -> None:
     learner = METHODS[1].build(Backbone(TINY))
     held = {id(p) for group in Sgd().build(learner).param_groups for p in group["params"]}
-    assert not held & {id(p) for p in learner.key_encoder.parameters()}  # type: ignore[union-attr, operator]
+    assert not held & {id(p) for p in learner.key_encoder.parameters()}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.kind)

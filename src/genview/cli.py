@@ -24,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="Generated views for self-supervised learning. Every verb takes an experiment file, --out and --set.",
 )
 screen = Console(stderr=True)
@@ -152,7 +153,7 @@ class Bars:
         self._said[what] = now
         left = (now - start) / (done - first) * (total - done) if done > first else float("nan")
         remaining = "" if left != left else f" · {left / 60:.1f} min left"
-        screen.print(f"{what}: {done}/{total}{remaining} {note}", markup=False, highlight=False)
+        screen.print(f"{what}: {done}/{total}{remaining} {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _load(file: Path, sets: list[str]) -> Experiment:
@@ -189,6 +190,8 @@ def _show(folder: RunFolder, experiment: Experiment) -> None:
     if rows:
         out.print(table)
     out.print(f"Use the backbone:\n{escape(snippet(experiment.training.backbone, folder.backbone))}", soft_wrap=True)
+    if aside := folder.quarantined():
+        out.print(f"{aside} images could not be used and were left out: {folder.quarantine_file}", soft_wrap=True)
     out.print(f"Page: {folder.page}", soft_wrap=True)
 
 

@@ -10,6 +10,7 @@ from typing import Self
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from genview.encoders.backbone import BackboneSettings, create_net
 from genview.encoders.frozen import Encoded
@@ -17,6 +18,8 @@ from genview.encoders.tower import as_tokens, fitted
 from genview.errors import UserError
 from genview.store import write_bytes, write_json
 
+TRIAL = 64
+"""Side of the image that tells the shapes of a trunk's feature maps."""
 INSIDE = Path(__file__).parent.parent / "embedded"
 
 
@@ -28,44 +31,60 @@ def weights_folder(name: str) -> Path:
 
 @dataclass(frozen=True)
 class TokenEncoderSettings:
-    """A trunk, the feature level that gives tokens, and the level and channels of the condition.
+    """A trunk, the feature level that gives tokens, and the levels and channels of the condition.
 
-    Levels count from the stem (0). At 32 px with `stem_stride` 2, level 2 is an 8×8 map and level 3 a 4×4 map.
+    Levels count from the stem (0). At 32 px with `stem_stride` 2, levels 0 and 1 are 16×16 maps, level 2 is 8×8
+    and level 3 is 4×4. A condition from the stem and level 2 knows both how things look and what they are.
     """
 
     trunk: BackboneSettings = field(default_factory=BackboneSettings)
     tokens_from: int = 3
-    condition_from: int = 2
+    condition_from: tuple[int, ...] = (0, 2)
     channels: int = 8
 
 
 class TokenEncoder(nn.Module):
-    """Images B×3×S×S in [0, 1] → feature maps, and a condition with zero mean and unit variance per channel.
+    """Images B×3×S×S in [0, 1] → feature maps, and a code with zero mean and unit variance per channel.
 
-    The condition is a linear map of one feature level. Standardising its channels gives the noise levels of
-    unCLIP their meaning: at level l the signal is sqrt(abar_l) and the noise sqrt(1 - abar_l) of one unit.
+    The code is a linear map of some feature levels, and `sketch` a linear map of the code back to the pixels of
+    each stride×stride block, in [-1, 1]; `residual` is the mean variance of the pixels that the sketch misses.
+    `generators.code.fit_code` sets all three. That channels have unit variance gives the noise levels of unCLIP
+    their meaning: at level l the signal is sqrt(abar_l) and the noise sqrt(1 - abar_l) of one unit.
     """
 
     mean: Tensor
     std: Tensor
+    residual: Tensor
 
     def __init__(self, settings: TokenEncoderSettings) -> None:
         super().__init__()
         self.settings = settings
         self.trunk = create_net(settings.trunk)
-        level = self.trunk.feature_info[settings.condition_from]
-        self.project = nn.Conv2d(level["num_chs"], settings.channels, 1, bias=False)
-        self.standardise = nn.BatchNorm2d(settings.channels, affine=False, momentum=0.01)
-        self.stride = int(level["reduction"]) * settings.trunk.stem_stride // 4
         self.register_buffer("mean", torch.tensor(settings.trunk.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.trunk.std).view(1, 3, 1, 1), persistent=False)
+        with torch.no_grad():
+            _, seen = self.eval().features(torch.zeros(1, 3, TRIAL, TRIAL))
+        self.stride = TRIAL // seen.shape[-1]
+        self.project = nn.Conv2d(seen.shape[1], settings.channels, 1)
+        self.sketch = nn.Conv2d(settings.channels, 3 * self.stride**2, 1)
+        self.register_buffer("residual", torch.ones(()))
+        self.train()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the token map B×D×h×w and the condition B×C×(S/stride)×(S/stride)."""
-        levels = [self.settings.condition_from, self.settings.tokens_from]
+        """Return the token map B×D×h×w and the code B×C×(S/stride)×(S/stride)."""
+        token_map, seen = self.features(images)
+        return token_map, self.project(seen)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Token map, and the code's feature levels side by side, finer ones folded onto the coarsest's grid."""
+        levels = self.settings.condition_from
+        wanted = sorted({*levels, self.settings.tokens_from})
         x = (images - self.mean) / self.std
-        maps = self.trunk.forward_intermediates(x, indices=levels, intermediates_only=True)
-        return maps[-1], self.standardise(self.project(maps[0]))
+        found = self.trunk.forward_intermediates(x, indices=wanted, stop_early=True, intermediates_only=True)
+        maps = dict(zip(wanted, found, strict=True))
+        side = maps[max(levels)].shape[-1]
+        folded = [F.pixel_unshuffle(maps[level], maps[level].shape[-1] // side) for level in levels]
+        return maps[self.settings.tokens_from], torch.cat(folded, dim=1)
 
 
 class FrozenTokenEncoder:
@@ -75,6 +94,11 @@ class FrozenTokenEncoder:
         self.name = name
         self.size = size
         self._model = model.eval().requires_grad_(False)
+
+    @property
+    def model(self) -> TokenEncoder:
+        """The network, whose sketch a generator starts from."""
+        return self._model
 
     @property
     def condition_shape(self) -> tuple[int, int, int]:
@@ -111,8 +135,8 @@ def load_token_encoder(folder: Path, size: int) -> FrozenTokenEncoder:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        trunk = BackboneSettings(**config.pop("trunk"))
-        model = TokenEncoder(TokenEncoderSettings(trunk=trunk, **config))
+        trunk, levels = BackboneSettings(**config.pop("trunk")), tuple(config.pop("condition_from"))
+        model = TokenEncoder(TokenEncoderSettings(trunk=trunk, condition_from=levels, **config))
         state = safetensors.torch.load_file(folder / "model.safetensors")
         model.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in state.items()}

@@ -70,9 +70,9 @@ def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Featu
 
 
 def _labels(source: ImageSource) -> Tensor:
-    labels = [source.label(i) for i in range(len(source))]
+    labels = [source.label(i) for i in range(len(source))] if source.classes else []
     known = [label for label in labels if label is not None]
-    if not source.classes or len(known) < len(labels):
+    if len(known) < len(source):
         raise UserError(
             "Evaluation needs a label for every image, and these images have none. Name labelled images as `test`, "
             "put images into class folders, or leave the evaluation out with --set evaluation=[]."

@@ -14,6 +14,7 @@ from genview.encoders.backbone import BackboneSettings
 from genview.encoders.token_encoder import TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
 from genview.experiment.load import dump
+from genview.experiment.schema import essential
 from genview.generators.fit import FitSettings, fit
 from genview.images import ImageSettings
 from genview.methods import Method, MoCoV2
@@ -21,18 +22,31 @@ from genview.pairs import Pairs, PairSettings
 from genview.seeds import seed_of
 from genview.store import RunFolder, claim
 from genview.training import TrainSettings, pretrain
+from genview.training.optimizer import Sgd
 from genview.training.pretrain import Tell
+
+SMALL_ENCODER = TokenEncoderSettings(
+    BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}, stem_stride=2)
+)
+SMALL_MOCO = MoCoV2(queue=8192, momentum=0.99)
+SMALL_PAIRS = PairSettings(recipe="small", size=32)
+SMALL_TRAINING = TrainSettings(
+    length="230000 images", batch=128, optimizer=Sgd(rate=0.06, weight_decay=5e-4), warmup="28000 images", workers=1
+)
 
 
 @dataclass(frozen=True)
 class FitExperiment:
-    """Images; the encoder with the method, pairs and training that make it; the generator's training."""
+    """Images; the encoder with the method, pairs and training that make it; the generator's training.
+
+    The defaults are the recipe of the model inside the package: about an hour and a half on two CPU cores.
+    """
 
     images: Annotated[ImageSettings, Field(discriminator="kind")]
-    encoder: TokenEncoderSettings = field(default_factory=TokenEncoderSettings)
-    method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=MoCoV2)
-    pairs: PairSettings = field(default_factory=PairSettings)
-    training: TrainSettings = field(default_factory=TrainSettings)
+    encoder: TokenEncoderSettings = SMALL_ENCODER
+    method: Annotated[Method, Field(discriminator="kind")] = SMALL_MOCO
+    pairs: PairSettings = SMALL_PAIRS
+    training: TrainSettings = SMALL_TRAINING
     fit: FitSettings = field(default_factory=FitSettings)
     seed: int = 0
 
@@ -46,12 +60,10 @@ def fit_generator(experiment: FitExperiment, out: Path, tell: Tell) -> Path:
     if experiment.training.backbone != BackboneSettings():
         raise UserError("In fit-generator the network to train is encoder.trunk: remove training.backbone.")
     training = replace(experiment.training, backbone=experiment.encoder.trunk)
-    settings = dump(experiment)
-    claim(
-        out / "encoder-run",
-        {name: settings[name] for name in ("images", "encoder", "method", "pairs", "seed")},
-    )
-    claim(out, {"fit": settings["fit"], "seed": experiment.seed, "encoder": settings["encoder"]})
+    settings = essential(dump(experiment))
+    trained = {name: settings[name] for name in ("images", "method", "pairs", "training", "seed")}
+    claim(out / "encoder-run", {**trained, "trunk": settings["encoder"]["trunk"]})
+    claim(out, {name: settings[name] for name in ("images", "encoder", "fit", "seed")})
     source = experiment.images.build()
     run = RunFolder(out / "encoder-run")
     if not run.backbone.exists():

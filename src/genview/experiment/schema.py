@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -17,6 +17,13 @@ from genview.methods import Method, MoCoV2
 from genview.noise import Adaptive, NoisePolicy
 from genview.pairs import PairSettings
 from genview.training import TrainSettings
+
+INDIFFERENT = {
+    "foreground": ("workers", "batch"),
+    "training": ("workers", "device", "save_every", "measure_every", "probe_every"),
+    "fit": ("workers", "device", "save_every", "measure_every"),
+}
+"""Settings that may change between the starts of one run, as no result depends on them."""
 
 
 @dataclass(frozen=True)
@@ -54,3 +61,11 @@ class Experiment:
     evaluation: tuple[Annotated[Evaluation, Field(discriminator="kind")], ...] = (Knn(), Linear())
     baseline: bool = False
     seed: int = 0
+
+
+def essential(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a resolved experiment on which results depend."""
+    return {
+        name: {k: v for k, v in value.items() if k not in INDIFFERENT[name]} if name in INDIFFERENT else value
+        for name, value in resolved.items()
+    }

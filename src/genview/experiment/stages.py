@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from genview.encoders.backbone import load as load_backbone
 from genview.errors import UserError
 from genview.evaluation import Reading, evaluate, extract, knn_accuracy, split
 from genview.experiment.load import dump, read_yaml, to_yaml
-from genview.experiment.schema import Experiment, QualitySettings
+from genview.experiment.schema import Experiment, QualitySettings, essential
 from genview.foreground import Analysis, Direction, Looking, analyse, fit_direction
 from genview.generators import Generator, Job, ViewTable, generate
 from genview.images import ImageSource, Subset
@@ -25,14 +24,9 @@ from genview.quality import TowerQuality
 from genview.report import write_page
 from genview.store import RunFolder, write_bytes
 from genview.store.parts import differences
-from genview.training import pretrain
+from genview.training import plan_of, pretrain
 from genview.training.pretrain import Probe, Tell, Weigh
 
-INDIFFERENT = {
-    "training": ("workers", "device", "save_every", "measure_every", "probe_every"),
-    "foreground": ("workers", "batch"),
-}
-"""Settings that may change between the starts of one run, as no result depends on them."""
 ONLINE_IMAGES = 2000
 ONLINE_K = 20
 
@@ -44,6 +38,7 @@ def run_all(experiment: Experiment, out: Path, tell: Tell) -> RunFolder:
         UserError: see the stages.
     """
     stages = Stages.open(experiment, out)
+    plan_of(experiment.training, len(stages.sources[0]))
     if experiment.generator is not None:
         stages.analyse(tell)
         stages.generate(tell)
@@ -60,6 +55,8 @@ class Stages:
     experiment: Experiment
     run: RunFolder
     label: str = ""
+    analysis: Path | None = None
+    """Where the analysis lies that tells usable images; the run's own where None."""
 
     @staticmethod
     def open(experiment: Experiment, out: Path) -> Stages:
@@ -70,7 +67,7 @@ class Stages:
         """
         run = RunFolder(out)
         if run.experiment.exists():
-            found, wanted = _essential(read_yaml(run.experiment)), _essential(dump(experiment))
+            found, wanted = essential(read_yaml(run.experiment)), essential(dump(experiment))
             if found != wanted:
                 raise UserError(
                     f"{out} holds another experiment ({'; '.join(differences(found, wanted))}). "
@@ -128,15 +125,15 @@ class Stages:
             batch=settings.batch,
             seed=self.experiment.seed,
         )
-        resolved = dump(self.experiment)
+        resolved = essential(dump(self.experiment))
         identity = {name: resolved[name] for name in ("images", "generator", "foreground", "noise", "seed")}
-        identity["foreground"] = {k: v for k, v in identity["foreground"].items() if k not in ("workers", "batch")}
         generate(job, generator, self.experiment.generate, self.run.views, identity=identity, tell=tell)
 
     def pretrain(self, tell: Tell) -> None:
         """Train the backbone, and the baseline if the experiment wants one."""
         if not self.run.backbone.exists():
-            pairs = Pairs(self.sources[0], self.experiment.pairs, self.experiment.seed, self._find_view())
+            settings, usable = self.experiment.pairs, self._usable()
+            pairs = Pairs(self.sources[0], settings, self.experiment.seed, self._find_view(usable), usable)
             pretrain(
                 self.experiment.method,
                 pairs,
@@ -176,16 +173,25 @@ class Stages:
     def plain(self) -> Stages:
         """The same budget on the originals alone, with equal weights."""
         experiment = replace(self.experiment, generator=None, quality=None, baseline=False)
-        return replace(Stages.open(experiment, self.run.baseline.root), label=" (baseline)")
+        stages = Stages.open(experiment, self.run.baseline.root)
+        return replace(stages, label=" (baseline)", analysis=self.run.analysis)
 
-    def _find_view(self) -> FindView | None:
+    def _usable(self) -> list[int]:
+        """Images that the analysis could read; all of them where there is none."""
+        source, folder = self.sources[0], self.analysis or self.run.analysis
+        if not any(folder.glob("part-*.parquet")):
+            return list(range(len(source)))
+        known = set(Analysis(folder).rows(["key"])["key"])
+        return [i for i in range(len(source)) if source.key(i) in known]
+
+    def _find_view(self, usable: list[int]) -> FindView | None:
         if self.experiment.generator is None:
             return None
         views, source = ViewTable(self.run.views), self.sources[0]
-        missing = views.missing([source.key(i) for i in range(len(source))])
-        if missing > self.experiment.pairs.missing * len(source):
+        missing = views.missing([source.key(i) for i in usable])
+        if missing > self.experiment.pairs.missing * len(usable):
             raise UserError(
-                f"{missing} of {len(source)} images have no generated view in {self.run.views}. Run `genview "
+                f"{missing} of {len(usable)} images have no generated view in {self.run.views}. Run `genview "
                 "generate` to make them, or allow it with --set pairs.missing=SHARE."
             )
         return views.find
@@ -230,14 +236,6 @@ class Stages:
 
     def _last_step(self) -> int:
         return max((measure.step for measure in self.run.measures()), default=0)
-
-
-def _essential(resolved: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved experiment on which results depend."""
-    return {
-        name: {k: v for k, v in value.items() if k not in INDIFFERENT[name]} if name in INDIFFERENT else value
-        for name, value in resolved.items()
-    }
 
 
 def _named(tell: Tell, label: str) -> Tell:

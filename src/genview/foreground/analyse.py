@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,9 +69,9 @@ class Analysis:
         """Direction, pointing to the foreground."""
         return Direction.load(self.folder / "direction.safetensors")
 
-    def rows(self) -> dict[str, np.ndarray]:
-        """Columns key, ratio and embedding of every image."""
-        return read_table(sorted(self.folder.glob("part-*.parquet")))
+    def rows(self, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Columns key, ratio and embedding (or those named) of every image that could be read."""
+        return read_table(sorted(self.folder.glob("part-*.parquet")), columns)
 
 
 class Seen(NamedTuple):
@@ -93,9 +93,9 @@ class Looking:
     tell: Tell
     unreadable: Unreadable
 
-    def encode(self, what: str, indices: list[int]) -> Any:
-        """Yield (indices, images, encoded) for the images `indices`, telling the progress as `what`."""
-        settings, done = self.settings, 0
+    def encode(self, what: str, indices: Sequence[int], of: int | None = None) -> Iterator[Seen]:
+        """Look at the images `indices`, telling the progress as `what`; `of` images where these are part of more."""
+        settings, done = self.settings, indices[0] if of else 0
         for found in batches(
             self.source,
             size=self.encoder.size,
@@ -116,7 +116,7 @@ def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str,
     and `examples.npz` for the page. No token is written; memory does not depend on the number of images.
 
     Raises:
-        UserError: the folder holds the analysis of other settings, another seed or `identity`, or no image can be read.
+        UserError: the folder holds the analysis of other settings, seed or `identity`, or no image can be read.
     """
     settings = looking.settings
     chosen = {k: v for k, v in asdict(settings).items() if k not in ("batch", "workers")}

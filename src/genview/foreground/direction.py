@@ -69,7 +69,7 @@ class Direction:
             raise UserError(f"{path} is empty, all zeros, or has values that are not finite: it points nowhere.")
         if width is not None and len(flat) != width:
             raise UserError(
-                f"{path} has {len(flat)} values, but the encoder's tokens have {width}: it was fitted for another one."
+                f"{path} has {len(flat)} values, but the encoder's tokens have {width}: it belongs to another one."
             )
         return Direction(flat, torch.zeros_like(flat), float("nan"))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genview.encoders.token_encoder import FrozenTokenEncoder, weights_folder
 from genview.generators.sampler import denoise, noise_for, noised_embedding, to_uint8
-from genview.generators.token_diffusion import NOTHING_KNOWN, PIXELS, load_layout, predict
+from genview.generators.token_diffusion import NOTHING_KNOWN, load_layout
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Embedded:
         self.size = settings.size
         self.settings = settings
         self.encoder: FrozenTokenEncoder
-        self.encoder, self._unet, self._pixels, self._noising = load_layout(folder, settings.size)
-        self._unet.eval().requires_grad_(False)
+        self.encoder, self._denoiser, self._pixels, self._noising = load_layout(folder, settings.size)
+        self._denoiser.eval().requires_grad_(False)
         self._device = torch.device("cpu")
 
     def to(self, device: torch.device | str) -> Self:
         """Move to a device."""
         self._device = torch.device(device)
         self.encoder.to(device)
-        self._unet.to(device)
+        self._denoiser.to(device)
         return self
 
     @torch.no_grad()
@@ -79,7 +79,8 @@ class Embedded:
             condition.float().cpu(), level.cpu(), noise, self._noising.alphas_cumprod, mean=zero, std=one
         )
         known, level = noised.view(-1, *shape).to(self._device), level.to(self._device)
-        folded = (3 * PIXELS**2, self.size // PIXELS, self.size // PIXELS)
+        patch = self.encoder.model.stride
+        folded = (3 * patch**2, self.size // patch, self.size // patch)
         latents = noise_for(seeds, folded, "latent").to(self._device)
         guided = bool((guidance != 1).any())
 
@@ -91,14 +92,16 @@ class Embedded:
             return conditional, self._predict(x, t, torch.zeros_like(known), unknown)
 
         x = denoise(predictions, self._solver(), latents, self.settings.steps, guidance.to(self._device))
-        return to_uint8(torch.pixel_shuffle(x, PIXELS)).cpu()
+        return to_uint8(torch.pixel_shuffle(x, patch)).cpu()
 
     def _predict(self, x: Tensor, t: Tensor, condition: Tensor, level: Tensor) -> Tensor:
         half = self.settings.precision == "bfloat16" or (
             self.settings.precision == "auto" and self._device.type == "cuda"
         )
+        times = t.to(self._device).expand(len(x))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
-            return predict(self._unet, x, t, condition, level).float()
+            found: Tensor = self._denoiser(x, times, condition, level)
+        return found.float().clamp(-1, 1)
 
     def _solver(self) -> Any:
         from diffusers import DPMSolverMultistepScheduler

@@ -12,18 +12,18 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from genview.encoders.token_encoder import TokenEncoder
 from genview.errors import UserError
+from genview.generators.code import fit_code, fold
 from genview.generators.token_diffusion import (
     NOTHING_KNOWN,
+    Denoiser,
     NetworkSettings,
     create_unet,
-    fold,
-    predict,
     save_layout,
     schedules,
 )
@@ -34,23 +34,26 @@ from genview.store import appearing, sweep
 
 Tell = Callable[[str, int, int, str], None]
 Measured = Callable[[str, float, int], None]
+Weights = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
 class FitSettings:
     """How the generator is trained.
 
-    `samples` counts images seen. Windows of size×size pixels are cut from images scaled by a random factor
-    between 1 and `zoom`, never above their own resolution, so that one network serves several sizes.
-    `highest_level` bounds the noise put on the condition, of which a share `clean` gets none; a share `dropout`
-    of conditions is left out, for guidance. `snr` is the γ of min-SNR weighting (Hang et al., 2023).
+    `samples` counts images seen, `average` bounds the decay of the weights' moving average. Windows of size×size
+    pixels are cut from images scaled by a random factor between 1 and `zoom`, never above their own resolution,
+    so that one network serves several sizes; `code_from` of them decide the code. `highest_level` bounds the
+    noise put on the code, of which a share `clean` gets none; a share `dropout` of codes is left out, for
+    guidance. `snr` bounds the weight of a loss.
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
     size: int = 32
     zoom: float = 2.0
     flip: float = 0.5
-    samples: int = 1_500_000
+    code_from: int = 4096
+    samples: int = 150_000
     batch: int = 64
     rate: float = 5e-4
     warmup: int = 500
@@ -58,7 +61,7 @@ class FitSettings:
     highest_level: int = 500
     clean: float = 0.15
     dropout: float = 0.1
-    snr: float = 5.0
+    snr: float = 100.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     workers: int = 1
@@ -98,43 +101,48 @@ class Windows(Dataset[Tensor]):
 
 
 class TokenDiffusion(nn.Module):
-    """The encoder, of which the condition's projection is trained, and the UNet; forward is the loss."""
+    """The encoder, which stays as it is, and the denoiser; forward is the loss."""
 
     def __init__(self, encoder: TokenEncoder, settings: FitSettings) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.encoder.trunk.requires_grad_(False)
-        self.unet = create_unet(settings.network, encoder.settings.channels)
+        self.denoiser = Denoiser(encoder.requires_grad_(False), create_unet(settings.network, encoder))
         self.settings = settings
         self.pixels, self.noising = schedules()
 
+    @property
+    def encoder(self) -> TokenEncoder:
+        """The frozen encoder."""
+        return self.denoiser.encoder
+
     def train(self, mode: bool = True) -> TokenDiffusion:
-        """Switch everything but the frozen trunk."""
+        """Switch everything but the encoder."""
         super().train(mode)
-        self.encoder.trunk.eval()
+        self.encoder.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Losses B of v-prediction (Salimans and Ho, 2022) with min-SNR weights, images B×3×S×S in [0, 1]."""
-        condition, level = self.noised_condition(images)
-        x = fold(images)
-        t = torch.randint(0, len(self.pixels.alphas_cumprod), (len(x),), device=x.device)
-        noise = torch.randn_like(x)
-        noisy, target = self.pixels.add_noise(x, noise, t), self.pixels.get_velocity(x, noise, t)
-        error = (predict(self.unet, noisy, t, condition, level) - target).float().square().mean(dim=(1, 2, 3))
-        abar: Tensor = self.pixels.alphas_cumprod.to(x.device)[t]
-        snr = abar / (1 - abar)
-        losses: Tensor = error * snr.clamp(max=self.settings.snr) / (snr + 1)
+        """Losses B for images B×3×S×S in [0, 1]: squared error of x̂₀, weighted by at most `snr`.
+
+        The weight is 1/spread², the precision of what is known without the network, which unifies the targets,
+        and is bounded as in min-SNR weighting (Hang et al., 2023), where the precision is that of x_t alone.
+        """
+        code, level = self.noised_code(images)
+        clean = fold(images, self.encoder.stride)
+        t = torch.randint(0, len(self.pixels.alphas_cumprod), (len(clean),), device=clean.device)
+        x = self.pixels.add_noise(clean, torch.randn_like(clean), t)
+        guess, spread = self.denoiser.guess(x, t, code, level)
+        error = self.denoiser.correction(x, guess, t, code, level) - (clean - guess) / spread
+        losses: Tensor = error.square().mean(dim=(1, 2, 3)) * (self.settings.snr * spread.flatten() ** 2).clamp(max=1)
         return losses
 
-    def noised_condition(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The condition with noise of random levels, some clean, some left out; and the levels B."""
-        _, condition = self.encoder(images)
-        condition = condition.float()
+    def noised_code(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The code with noise of random levels, some clean, some left out; and the levels B."""
+        _, code = self.encoder(images)
+        code = code.float()
         count, device = len(images), images.device
         level = torch.randint(0, self.settings.highest_level + 1, (count,), device=device)
         level = torch.where(torch.rand(count, device=device) < self.settings.clean, 0, level)
-        noised = self.noising.add_noise(condition, torch.randn_like(condition), level)
+        noised = self.noising.add_noise(code, torch.randn_like(code), level)
         dropped = torch.rand(count, device=device) < self.settings.dropout
         noised = torch.where(dropped[:, None, None, None], 0.0, noised)
         return noised, torch.where(dropped, NOTHING_KNOWN, level)
@@ -154,7 +162,7 @@ def fit(
 
     Args:
         source: the images.
-        encoder: a trunk that is trained and stays as it is; the condition's projection is trained here.
+        encoder: a trunk that is trained and stays as it is; its code is fitted here.
         settings: the training.
         folder: where the finished generator goes, and the state of an unfinished one.
         seed: the run's seed.
@@ -164,8 +172,7 @@ def fit(
     device = torch.device(_device(settings))
     torch.manual_seed(seed_of(seed, "", 0, "generator weights"))
     model = TokenDiffusion(encoder, settings).to(device).train()
-    # Weights are averaged; buffers (the condition's statistics) follow the model, or they would lag far behind.
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
+    average = AveragedModel(model, multi_avg_fn=_moving_average(settings.average))
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         settings.rate,
@@ -173,11 +180,12 @@ def fit(
         weight_decay=0.01,
     )
     run = Fitting(model, average, optimizer, settings, folder / "training.pt", seed)
-    run.resume(device)
+    if not run.resume(device):
+        run.start(source, device)
     run.run_through(source, device, tell, measured)
     averaged = average.module
     assert isinstance(averaged, TokenDiffusion)
-    save_layout(folder, averaged.encoder, averaged.unet)
+    save_layout(folder, averaged.encoder, averaged.denoiser.unet)
 
 
 @dataclass
@@ -197,10 +205,17 @@ class Fitting:
         """Length of the training."""
         return max(1, self.settings.samples // self.settings.batch)
 
+    def start(self, source: ImageSource, device: torch.device) -> None:
+        """Fit the code to the windows of the first steps."""
+        steps = -(-min(self.settings.code_from, len(source)) // self.settings.batch)
+        windows = (pixels.to(device).float() / 255 for pixels in self._batches(source, min(steps, self.steps)))
+        fit_code(self.model.encoder, windows)
+        self.average.module.load_state_dict(self.model.state_dict())
+
     def run_through(self, source: ImageSource, device: torch.device, tell: Tell, measured: Measured) -> None:
         """Take every step that is left."""
         total, since, losses = self.steps, time.perf_counter(), []
-        for pixels in self._batches(source):
+        for pixels in self._batches(source, self.steps):
             losses.append(self.take_step(pixels.to(device).float() / 255))
             if self.step % self.settings.measure_every == 0 or self.step == total:
                 rate = len(losses) * self.settings.batch / (time.perf_counter() - since)
@@ -254,33 +269,46 @@ class Fitting:
         with appearing(self.checkpoint) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
 
-    def resume(self, device: torch.device) -> None:
-        """Read the state, if there is one."""
+    def resume(self, device: torch.device) -> bool:
+        """Read the state, and say whether there was one."""
         sweep(self.checkpoint.parent)
         if not self.checkpoint.exists():
-            return
+            return False
         state = torch.load(self.checkpoint, map_location=device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
+        return True
 
-    def _batches(self, source: ImageSource) -> Iterator[Tensor]:
+    def _batches(self, source: ImageSource, last: int) -> Iterator[Tensor]:
         settings = self.settings
         if len(source) < settings.batch:
             raise UserError(
                 f"There are {len(source)} images, fewer than one batch of {settings.batch}: "
                 "a generator needs some thousands of images, and fit.batch at most their number."
             )
-        order = positions(
-            len(source), settings.batch, first=self.step, last=self.steps, seed=self.seed, rank=0, world=1
-        )
+        order = positions(len(source), settings.batch, first=self.step, last=last, seed=self.seed, rank=0, world=1)
         loader: DataLoader[Tensor] = DataLoader(
             Windows(source, settings, self.seed),
             batch_sampler=order,  # positions are (epoch, index) and need no length
             num_workers=settings.workers,
         )
         yield from loader
+
+
+def _moving_average(decay: float) -> Callable[[Weights, Weights, Tensor | int], None]:
+    """Average over the last ninth of the steps so far, and at most over 1/(1 − decay) steps.
+
+    A decay that is constant from the start would keep the first, random weights in the average for thousands of
+    steps: 0.9995 still gives them 61 % after 1000.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Weights, current: Weights, count: Tensor | int) -> None:
+        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return update
 
 
 def _device(settings: FitSettings) -> str:

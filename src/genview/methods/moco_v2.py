@@ -7,13 +7,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genview.distributed import gathered
 from genview.encoders.backbone import Backbone
 from genview.errors import UserError
 from genview.methods.method import Learner
-from genview.methods.parts import follow, info_nce, mlp, slow_copy
+from genview.methods.parts import follow, info_nce, mlp, slow_copy, unit
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,15 @@ class MoCoV2Learner(Learner):
         self.backbone = backbone
         self.head = mlp([backbone.width, backbone.width, method.embedding], hidden_norm=False, last_norm=False)
         self.key_encoder = slow_copy(nn.Sequential(backbone, self.head))
-        self.register_buffer("queue", F.normalize(torch.randn(method.queue, method.embedding), dim=1))
+        self.register_buffer("queue", unit(torch.randn(method.queue, method.embedding)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
         self._keys: Tensor | None = None
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """InfoNCE of the query of `a` with the key of `b` against the queue."""
-        q = F.normalize(self.head(self.backbone(a)).float(), dim=1)
+        q = unit(self.head(self.backbone(a)))
         with torch.no_grad():
-            k = F.normalize(self.key_encoder(b).float(), dim=1)
+            k = unit(self.key_encoder(b))
         self._keys = k
         return info_nce(q, k, self.queue.clone(), self.method.temperature)
 

@@ -42,6 +42,11 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
 
+def unit(x: Tensor) -> Tensor:
+    """Scale the rows of x B×D to length 1, in float32 at least, whatever precision autocast gave them."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+
+
 def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """InfoNCE per pair with the negatives of a queue (MoCo, eq. 1).
 

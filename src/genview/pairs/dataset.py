@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -98,8 +99,7 @@ class Pairs(Dataset[Item]):
         key = self.source.key(index)
         first, second = self._transforms
         seed = seed_of(self.seed, key, epoch, "pair")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _randomness(seed):
             views = [image, image]
             level = NOT_GENERATED
             found = self.find_view(key, seed) if self.find_view and torch.rand(()) < self.settings.views else None
@@ -121,6 +121,20 @@ class Pairs(Dataset[Item]):
             f"{TRIES} images in a row could not be read, the first being '{bad[0][0]}' ({bad[0][1]}). "
             "Check that the folder is whole and that this user may read it."
         )
+
+
+@contextmanager
+def _randomness(seed: int) -> Iterator[None]:
+    """Give torch's CPU generator this seed within, and its own state back afterwards.
+
+    `torch.manual_seed` would also note the whole call stack for devices that are never used here: a millisecond.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def _recipes(settings: PairSettings) -> list[ViewRecipe]:

@@ -87,6 +87,10 @@ class RunFolder:
         if key not in {row["key"] for row in _lines(self.quarantine_file)}:
             self._append(self.quarantine_file, {"key": key, "reason": reason})
 
+    def quarantined(self) -> int:
+        """How many images could not be used."""
+        return sum(1 for _ in _lines(self.quarantine_file))
+
     def measures(self) -> list[Measure]:
         """All measures, in the order of writing; a line cut short by a kill is left out."""
         return [Measure(row["name"], row["value"], row["step"]) for row in _lines(self.measures_file)]

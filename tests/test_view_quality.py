@@ -1,0 +1,262 @@
+"""The measures of the view-quality benchmark, by hand, by loops and on generators whose faults are known."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from collections.abc import Sequence
+from io import BytesIO
+from itertools import product
+from pathlib import Path
+from typing import Self
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from conftest import Painted
+from genview.encoders import FrozenEncoder
+from genview.encoders.frozen import Encoded
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import view_quality
+from classifier import Classifier, Labelled, Recipe, classifier_for, shifted, train
+from view_quality import Judge, Row, compare, drawn, look, main, nearest, references, rmse, sheet, table
+
+TINY = Recipe(widths=(8, 8, 8), samples=1600, batch=32)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    assert 0 < done <= total, what
+
+
+def painted(count: int, first: int = 0, size: int = 16) -> Labelled:
+    source, rows = Painted(first + count, size=size), range(first, first + count)
+    images = torch.stack([pil_to_tensor(source.image(i)) for i in rows])
+    return Labelled([source.key(i) for i in rows], images, torch.tensor([source.label(i) for i in rows]))
+
+
+class Colour(Classifier):
+    """Says which colour is strongest; its features are the mean colours."""
+
+    def __init__(self) -> None:
+        super().__init__((4, 4, 3), 3)
+        self.head.weight.data.copy_(torch.eye(3))
+        self.head.bias.data.zero_()
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+
+class Pixels:
+    """A frozen encoder whose embedding is the image."""
+
+    name, size = "pixels", 16
+
+    def encode(self, images: Tensor) -> Encoded:
+        return Encoded(images.flatten(2).mT, images.flatten(1), (16, 16))
+
+    def to(self, device: torch.device | str) -> Self:  # noqa: ARG002
+        return self
+
+
+class Noisy:
+    """A generator that returns the source with noise in proportion to the level; twice as large as the source."""
+
+    name, size = "noisy", 32
+
+    def __init__(self) -> None:
+        self.encoder: FrozenEncoder = Pixels()
+        self.asked: list[tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]] = []
+
+    def sample(self, condition: Tensor, level: Tensor, guidance: Tensor, seeds: Sequence[int]) -> Tensor:
+        self.asked.append((tuple(seeds), tuple(level.tolist()), tuple(guidance.tolist())))
+        noise = torch.stack([torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        views = condition.view(-1, 3, 16, 16) + level.view(-1, 1, 1, 1) / 400 * noise
+        return F.interpolate((views.clamp(0, 1) * 255).round(), scale_factor=2).byte()
+
+    def to(self, device: torch.device | str) -> Self:  # noqa: ARG002
+        return self
+
+
+def test_distance_by_hand() -> None:
+    a = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    b = a.clone()
+    b[1, 0] = 255
+    assert rmse(a, b).tolist() == pytest.approx([0.0, (1 / 3) ** 0.5])
+    assert torch.equal(rmse(b, a), rmse(a, b)), "no wrap-around of unsigned numbers"
+
+
+def test_a_row_by_hand() -> None:
+    """Four plain images, red red green blue, the last one labelled wrongly; the views are red green green blue."""
+    plain = torch.eye(3, dtype=torch.uint8)[:, :, None, None].expand(3, 3, 4, 4) * 255
+    judge = Judge(Colour(), Labelled(list("abcd"), plain[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 0])))
+    row = judge.row("views", plain[[0, 1, 1, 2]], again=plain[[1]], rate=7.0)
+    different = (2 / 3) ** 0.5
+    assert (row.name, row.accuracy, row.agreement, row.images_per_second) == ("views", 0.5, 0.75, 7.0)
+    assert row.relative == pytest.approx(0.5 / 0.75)
+    assert row.rmse == pytest.approx(different / 4)
+    assert row.feature_distance == pytest.approx(1 / 4), "orthogonal features for one of four"
+    assert row.between_draws == pytest.approx(different)
+
+
+def test_nearest_against_loops() -> None:
+    sources, bank = painted(7).images, painted(30, first=7).images
+    distances = [[float((s.float() - b.float()).square().sum()) for b in bank] for s in sources]
+    expected = [bank[row.index(min(row))] for row in distances]
+    assert torch.equal(nearest(sources, bank), torch.stack(expected))
+    assert torch.equal(nearest(bank[5:8], bank), bank[5:8])
+
+
+def test_views_come_in_order_with_their_seeds_and_size() -> None:
+    sources, generator = painted(70), Noisy()
+    views = drawn(generator, sources, 0, 1.5, 0, silent)
+    assert views.shape == sources.images.shape
+    assert float(rmse(views, sources.images).max()) < 0.06, "twice the side and back, nothing else"
+    assert float(rmse(views, sources.images.roll(1, dims=0)).min()) > 0.06
+    drawn(generator, sources, 300, 1.5, 0, silent)
+    drawn(generator, sources, 300, 1.5, 1, silent)
+    calls = [list(zip(*call, strict=True)) for call in generator.asked]
+    first, second, third = (calls[n] + calls[n + 1] for n in (0, 2, 4))
+    assert [seed for seed, _, _ in first] == [seed for seed, _, _ in second]
+    assert len({seed for seed, _, _ in first + third}) == 140
+    assert {row[1:] for row in first} == {(0, 1.5)}
+    assert {row[1:] for row in second} == {(300, 1.5)}
+    alone = drawn(generator, sources.first(3), 300, 1.5, 0, silent)
+    assert torch.equal(alone, drawn(generator, sources, 300, 1.5, 0, silent)[:3]), "whatever the batch"
+
+
+def test_a_generator_that_adds_noise_scores_worse_with_the_level() -> None:
+    judge = Judge(Colour(), painted(48))
+    assert judge.accuracy == 1.0
+    rows, shown = compare(judge, Noisy(), (0, 200, 400), 1.0, silent)
+    assert list(shown) == ["level 0", "level 200", "level 400"] == [row.name for row in rows]
+    zero, middle, most = rows
+    assert zero.accuracy == zero.agreement == 1.0
+    assert zero.between_draws == 0.0
+    assert 0 < zero.rmse < middle.rmse < most.rmse
+    assert zero.feature_distance < middle.feature_distance < most.feature_distance
+    assert 0 < (middle.between_draws or 0) < (most.between_draws or 0)
+    assert (most.images_per_second or 0) > 0
+
+
+def test_references() -> None:
+    sources, bank = painted(40), painted(40, first=40)
+    rows, shown = references(Judge(Colour(), sources), bank.images)
+    source, hand, near = rows
+    assert (source.accuracy, source.relative, source.agreement, source.rmse) == (1, 1, 1, 0)
+    assert source.feature_distance == pytest.approx(0, abs=1e-6)
+    assert hand.accuracy < 1, "grey images have no colour"
+    assert 0.05 < hand.rmse < 0.6
+    assert 0.05 < (hand.between_draws or 0) < 0.6
+    assert near.rmse < hand.rmse
+    assert torch.equal(shown["nearest"], nearest(sources.images, bank.images))
+    assert source.between_draws is None
+    assert near.between_draws is None
+
+
+def test_shifted_images_are_crops_of_the_mirrored_border() -> None:
+    torch.manual_seed(0)
+    images = painted(40, size=16).images
+    seen = [_how(image, result) for image, result in zip(images, shifted(images, 0.125), strict=True)]
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
+    assert {mirrored for _, _, mirrored in seen} == {False, True}
+
+
+def _how(image: Tensor, result: Tensor) -> tuple[int, int, bool]:
+    wide = F.pad(image[None].float(), (2,) * 4, mode="reflect")[0]
+    for top, left, mirrored in product(range(5), range(5), (False, True)):
+        crop = wide[:, top : top + 16, left : left + 16]
+        if torch.equal(crop.flip(2) if mirrored else crop, result):
+            return top, left, mirrored
+    raise AssertionError("no crop of the image")
+
+
+def test_whitened_patches_are_uncorrelated() -> None:
+    net, images = Classifier((4, 4, 4), 3), painted(60).images / 255
+    images = (images + 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    net.whiten(images)
+    found = net.patches(images - 0.5)[:, :12].transpose(0, 1).flatten(1)
+    assert torch.allclose(found @ found.T / found.shape[1], torch.eye(12), atol=0.06)
+    assert torch.equal(net.patches.weight[12:], -net.patches.weight[:12])
+
+
+def test_the_classifier_learns_and_is_kept(tmp_path: Path) -> None:
+    data, told = painted(120), list[int]()
+    net = classifier_for(data, "painted", TINY, tmp_path, lambda _what, done, _total: told.append(done))
+    test = painted(60, first=120)
+    assert float((look(net, test.images).classes == test.labels).float().mean()) > 0.9
+    assert told == list(range(1, 51))
+    again = classifier_for(data, "painted", TINY, tmp_path, lambda *_: pytest.fail("trained again"))
+    assert torch.equal(look(again, test.images).features, look(net, test.images).features)
+    with pytest.raises(RuntimeError, match="trained again"):
+        classifier_for(data.first(100), "painted", TINY, tmp_path, _refuse)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def _refuse(what: str, done: int, total: int) -> None:
+    raise RuntimeError(f"trained again ({what} {done}/{total})")
+
+
+def test_training_is_the_same_every_time() -> None:
+    short = Recipe(widths=(8, 8, 8), samples=96, batch=32)
+    a, b = (train(painted(60), short, "cpu", silent).head.weight for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_the_table_and_the_sheet(tmp_path: Path) -> None:
+    lines = table(
+        [Row("source", 1, 1, 1, 0, 0, None, None), Row("level 0", 0.25, 0.5, 1, 0, 0, 0.125, 9)]
+    ).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split() == ["source", "1.000", "1.000", "1.000", "0.000", "0.000", "–", "–"]
+    assert lines[2].split() == ["level", "0", "0.250", "0.500", "1.000", "0.000", "0.000", "0.125", "9.000"]
+    from PIL import Image
+
+    images = painted(3).images
+    sheet({"source": images, "level 0": images.flip(0)}, tmp_path / "views.png", count=3, side=32)
+    with Image.open(tmp_path / "views.png") as paper:
+        assert paper.size == (64, 3 * 32 + 16)
+        assert paper.getpixel((1, 16 + 1)) == tuple(images[0, :, 0, 0].tolist())
+        assert paper.getpixel((33, 16 + 1)) == tuple(images[2, :, 0, 0].tolist())
+
+
+def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("GENVIEW_DATA", str(tmp_path))
+    monkeypatch.setattr(view_quality, "QUICK", TINY)
+    monkeypatch.setattr(view_quality, "load", lambda _: Noisy())
+    (tmp_path / "cifar10").mkdir()
+    source = Painted(90, size=16)
+    for name, rows in (("train-00", range(30)), ("train-01", range(30, 60)), ("test", range(60, 90))):
+        with zipfile.ZipFile(tmp_path / "cifar10" / f"{name}.zip", "w") as archive:
+            for i in rows:
+                source.image(i).save(data := BytesIO(), "PNG")
+                archive.writestr(f"{name[:5]}/{source.key(i)}", data.getvalue())
+    asked = ["--quick", "--size", "16", "--count", "24", "--cache", str(tmp_path / "cache")]
+    assert main([*asked, "--sheet", str(tmp_path / "views.png")]) == 0
+    shown = capsys.readouterr()
+    last = json.loads(shown.out.splitlines()[-1])
+    assert [row["name"] for row in last["rows"]] == [
+        "source",
+        "hand-made",
+        "nearest",
+        "level 0",
+        "level 200",
+        "level 400",
+    ]
+    assert (last["generator"], last["count"], last["quick"], last["data"]) == ("noisy", 24, True, "cifar10")
+    assert "left" in shown.err
+    assert (tmp_path / "views.png").exists()
+
+
+def test_missing_data_and_weights_end_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENVIEW_DATA", str(tmp_path))
+    assert main(["--generator", "none", "--cache", str(tmp_path)]) == 2
+    assert "Set GENVIEW_DATA" in capsys.readouterr().err
+    assert main(["--generator", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
