@@ -16,9 +16,10 @@ from conftest import Painted
 from genview.encoders import BackboneSettings, Encoded, TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
 from genview.generators import EmbeddedSettings, GenerateSettings, Job, ViewTable, generate
-from genview.generators.fit import FitSettings, Windows, fit
+from genview.generators.fit import FitSettings, fit
 from genview.generators.sampler import noise_for
 from genview.generators.token_diffusion import NetworkSettings
+from genview.generators.windows import Windows
 from genview.noise import Adaptive
 from genview.seeds import seed_of
 
@@ -176,6 +177,15 @@ def test_fit_resumes_exactly(fitted: tuple[Path, list[float]], tmp_path: Path) -
         assert (whole / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+def test_a_damaged_state_of_fit_is_named(fitted: tuple[Path, list[float]], tmp_path: Path) -> None:
+    state = (fitted[0] / "training.pt").read_bytes()
+    (tmp_path / "out").mkdir()
+    for damaged in (b"", b"no state", state[: len(state) // 2]):
+        (tmp_path / "out" / "training.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match="cannot be continued"):
+            trained(tmp_path)
+
+
 def test_fit_lets_the_trunk_alone(fitted: tuple[Path, list[float]]) -> None:
     torch.manual_seed(0)
     before = TokenEncoder(ENCODER).trunk.state_dict()
@@ -186,15 +196,19 @@ def test_fit_lets_the_trunk_alone(fitted: tuple[Path, list[float]]) -> None:
     )
 
 
+def windows_of(source: Painted) -> Windows:
+    return Windows(source, size=32, zoom=2.0, flip=0.5, seed=0)
+
+
 def test_windows_are_whole_at_most_and_follow_seed_epoch_and_key() -> None:
-    windows = Windows(Painted(4, size=64), FIT, seed=0)
+    windows = windows_of(Painted(4, size=64))
     assert windows[0, 0].shape == (3, 32, 32)
-    assert torch.equal(windows[0, 0], Windows(Painted(4, size=64), FIT, seed=0)[0, 0])
+    assert torch.equal(windows[0, 0], windows_of(Painted(4, size=64))[0, 0])
     assert not torch.equal(windows[0, 0], windows[1, 0])
-    broken = Windows(Painted(4, broken=(0, 1)), FIT, seed=0)
+    broken = windows_of(Painted(4, broken=(0, 1)))
     assert torch.equal(broken[0, 0].float().mean(), broken[0, 0].float().mean())
     with pytest.raises(UserError, match="None of the images"):
-        Windows(Painted(2, broken=(0, 1)), FIT, seed=0)[0, 0]
+        windows_of(Painted(2, broken=(0, 1)))[0, 0]
 
 
 def test_too_few_images_to_fit(tmp_path: Path) -> None:

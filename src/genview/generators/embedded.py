@@ -26,7 +26,7 @@ class EmbeddedSettings:
     kind: Literal["embedded"] = "embedded"
     weights: str = "natural"
     size: int = 32
-    steps: int = 8
+    steps: int = 2
     guidance: float = 1.0
     batch: int = 64
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
 from genview.encoders.token_encoder import TokenEncoder
 from genview.errors import UserError
@@ -27,7 +25,8 @@ from genview.generators.token_diffusion import (
     save_layout,
     schedules,
 )
-from genview.images import ImageSource, UnreadableImage, square
+from genview.generators.windows import Windows
+from genview.images import ImageSource
 from genview.images.order import positions
 from genview.seeds import seed_of
 from genview.store import appearing, sweep
@@ -67,37 +66,6 @@ class FitSettings:
     workers: int = 1
     save_every: int = 1000
     measure_every: int = 50
-
-
-class Windows(Dataset[Tensor]):
-    """Random windows uint8 3×S×S by (epoch, index), the same for the same seed, epoch and key."""
-
-    def __init__(self, source: ImageSource, settings: FitSettings, seed: int) -> None:
-        self.source, self.settings, self.seed = source, settings, seed
-        self.to_tensor = v2.PILToTensor()
-
-    def __getitem__(self, position: tuple[int, int]) -> Tensor:
-        epoch, i = position
-        key = self.source.key(i)
-        chance = random.Random(seed_of(self.seed, key, epoch, "window"))
-        image = self._readable(i)
-        size = self.settings.size
-        most = max(1.0, min(self.settings.zoom, min(image.size) / size))
-        image = square(image, round(size * chance.uniform(1.0, most)))
-        left, top = (chance.randint(0, image.width - size) for _ in range(2))
-        image = image.crop((left, top, left + size, top + size))
-        if chance.random() < self.settings.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels: Tensor = self.to_tensor(image)
-        return pixels
-
-    def _readable(self, i: int) -> Image.Image:
-        for step in range(len(self.source)):
-            try:
-                return self.source.image((i + step) % len(self.source))
-            except UnreadableImage:
-                continue
-        raise UserError("None of the images can be read.")
 
 
 class TokenDiffusion(nn.Module):
@@ -270,15 +238,23 @@ class Fitting:
             torch.save(state, file)
 
     def resume(self, device: torch.device) -> bool:
-        """Read the state, and say whether there was one."""
+        """Read the state, and say whether there was one.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         sweep(self.checkpoint.parent)
         if not self.checkpoint.exists():
             return False
-        state = torch.load(self.checkpoint, map_location=device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = int(state["step"])
+        try:
+            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = int(state["step"])
+        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise UserError(f"{self.checkpoint} cannot be continued ({first}). Delete it to start anew.") from error
         return True
 
     def _batches(self, source: ImageSource, last: int) -> Iterator[Tensor]:
@@ -290,7 +266,7 @@ class Fitting:
             )
         order = positions(len(source), settings.batch, first=self.step, last=last, seed=self.seed, rank=0, world=1)
         loader: DataLoader[Tensor] = DataLoader(
-            Windows(source, settings, self.seed),
+            Windows(source, settings.size, settings.zoom, settings.flip, self.seed),
             batch_sampler=order,  # positions are (epoch, index) and need no length
             num_workers=settings.workers,
         )
