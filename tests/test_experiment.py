@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from genview.errors import UserError
-from genview.experiment import Experiment, FitExperiment, load, parse, to_yaml
+from genview.experiment import Experiment, FitExperiment, Stages, load, parse, to_yaml
 from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings
 from genview.methods import SimSiam
@@ -107,3 +107,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
             load(Experiment, tmp_path / "bad.yaml")
+
+
+def test_a_folder_is_taken_only_once_there_is_work_in_it(tmp_path: Path) -> None:
+    """A misspelt folder of images must not bind the run folder; views of other settings must."""
+    Stages.open(made(seed=1), tmp_path)
+    Stages.open(made(seed=2), tmp_path)
+    (tmp_path / "views").mkdir()
+    with pytest.raises(UserError, match="seed: there 2, now 3"):
+        Stages.open(made(seed=3), tmp_path)
+    Stages.open(made(seed=2, training={"workers": 7}), tmp_path)

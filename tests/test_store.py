@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+import torch
 
 from genview.errors import UserError, nearest
 from genview.store import (
@@ -73,9 +74,10 @@ class FullDisk(io.FileIO):
         lambda path: write_bytes(path, b"data"),
         lambda path: write_table(path, {"ratio": np.zeros(9)}),
         lambda path: write_arrays(path, {"ratio": np.zeros(9)}),
+        lambda path: write_state(path, {"weight": torch.zeros(9)}),
         lambda path: RunFolder(path.parent).measure("train/loss", 0.5, 1),
     ],
-    ids=["bytes", "table", "arrays", "measure"],
+    ids=["bytes", "table", "arrays", "state", "measure"],
 )
 def test_every_writer_survives_a_full_disk(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

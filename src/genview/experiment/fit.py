@@ -39,7 +39,7 @@ SMALL_TRAINING = TrainSettings(
 class FitExperiment:
     """Images; the encoder with the method, pairs and training that make it; the generator's training.
 
-    The defaults are the recipe of the model inside the package: about an hour and a half on two CPU cores.
+    The defaults are the recipe of the model inside the package: about an hour on two CPU cores.
     """
 
     images: Annotated[ImageSettings, Field(discriminator="kind")]

@@ -66,7 +66,7 @@ class Stages:
             UserError: the folder holds another experiment; the message shows what differs.
         """
         run = RunFolder(out)
-        if run.experiment.exists():
+        if run.experiment.exists() and run.begun:
             found, wanted = essential(read_yaml(run.experiment)), essential(dump(experiment))
             if found != wanted:
                 raise UserError(

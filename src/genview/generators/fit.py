@@ -29,7 +29,7 @@ from genview.generators.windows import Windows
 from genview.images import ImageSource
 from genview.images.order import positions
 from genview.seeds import seed_of
-from genview.store import appearing, sweep
+from genview.store import sweep, write_state
 
 Tell = Callable[[str, int, int, str], None]
 Measured = Callable[[str, float, int], None]
@@ -234,8 +234,7 @@ class Fitting:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
-        with appearing(self.checkpoint) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
+        write_state(self.checkpoint, state)
 
     def resume(self, device: torch.device) -> bool:
         """Read the state, and say whether there was one.

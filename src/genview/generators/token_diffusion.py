@@ -88,7 +88,11 @@ class Denoiser(nn.Module):
         return found.float()
 
     def guess(self, x: Tensor, t: Tensor, code: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Precision-weighted mean of what is known, B×P×h×w, and the standard deviation left, B×1×1×1."""
+        """Precision-weighted mean of what is known, B×P×h×w, and the standard deviation left, B×1×1×1; float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._guess(x.float(), t, code.float(), level)
+
+    def _guess(self, x: Tensor, t: Tensor, code: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         sketch, residual = self.encoder.sketch, self.encoder.residual
         assert sketch.bias is not None
         mean, sketched = sketch.bias.view(1, -1, 1, 1), sketch.weight.square().sum(dim=1).mean()

@@ -1,6 +1,6 @@
 """Files: parts that appear whole, Parquet tables, tar shards, the run folder."""
 
-from genview.store.parts import appearing, claim, sweep, write_bytes, write_json
+from genview.store.parts import appearing, claim, sweep, write_bytes, write_json, write_state
 from genview.store.run import Measure, RunFolder
 from genview.store.table import read_table, write_arrays, write_table
 from genview.store.tars import read_at, write_tar
@@ -16,6 +16,7 @@ __all__ = [
     "write_arrays",
     "write_bytes",
     "write_json",
+    "write_state",
     "write_table",
     "write_tar",
 ]

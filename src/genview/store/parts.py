@@ -5,11 +5,14 @@ Resume, sharding over machines and progress follow from that sentence: nothing e
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from genview.errors import UserError, writing
 
@@ -44,6 +47,17 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, all or nothing."""
     with appearing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_state(path: Path, state: Mapping[str, object]) -> None:
+    """Write what `torch.load(path, weights_only=True)` reads, all or nothing.
+
+    By way of memory: torch's own writer meets a full disk with an error that does not say so.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    with appearing(path) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
 
 
 def write_json(path: Path, value: object) -> None:

@@ -78,6 +78,11 @@ class RunFolder:
         """The same budget without generated views and weights."""
         return RunFolder(self.root / "baseline")
 
+    @property
+    def begun(self) -> bool:
+        """Whether a stage has left work here that another experiment must not be mixed with."""
+        return any(path.exists() for path in (self.analysis, self.views, self.checkpoints, self.backbone))
+
     def measure(self, name: str, value: float, step: int) -> None:
         """Append one measure."""
         self._append(self.measures_file, {"name": name, "value": value, "step": step})

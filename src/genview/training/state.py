@@ -10,7 +10,7 @@ import torch
 
 from genview.errors import UserError
 from genview.methods import Learner
-from genview.store import appearing
+from genview.store import write_state
 
 
 @dataclass
@@ -32,8 +32,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
-        with appearing(path) as temporary, temporary.open("wb") as file:
-            torch.save(content, file)
+        write_state(path, content)
 
     def load(self, path: Path, device: torch.device) -> None:
         """Read what `save` wrote.
