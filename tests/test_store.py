@@ -23,6 +23,7 @@ from genview.store import (
     sweep,
     write_arrays,
     write_bytes,
+    write_state,
     write_table,
     write_tar,
 )
