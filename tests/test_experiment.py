@@ -109,11 +109,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             load(Experiment, tmp_path / "bad.yaml")
 
 
-def test_a_folder_is_taken_only_once_there_is_work_in_it(tmp_path: Path) -> None:
-    """A misspelt folder of images must not bind the run folder; views of other settings must."""
+@pytest.mark.parametrize("work", ["analysis", "quality", "views", "checkpoints", "backbone.safetensors"])
+def test_a_folder_is_taken_only_once_there_is_work_in_it(work: str, tmp_path: Path) -> None:
+    """A misspelt folder of images must not bind the run folder; work of other settings must."""
     Stages.open(made(seed=1), tmp_path)
     Stages.open(made(seed=2), tmp_path)
-    (tmp_path / "views").mkdir()
+    (tmp_path / work).mkdir()
     with pytest.raises(UserError, match="seed: there 2, now 3"):
         Stages.open(made(seed=3), tmp_path)
     Stages.open(made(seed=2, training={"workers": 7}), tmp_path)

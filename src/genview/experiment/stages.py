@@ -207,7 +207,7 @@ class Stages:
         if settings.encoder == "generator":
             encoder, folder = self.generator.encoder, self.run.analysis
         else:
-            encoder, folder = load_frozen(settings.encoder).to(self.device), self.run.root / "quality"
+            encoder, folder = load_frozen(settings.encoder).to(self.device), self.run.quality
         direction = self._direction(settings, encoder, folder, tell)
         return TowerQuality(encoder, direction.vector.to(self.device), settings.gamma)
 

@@ -49,6 +49,11 @@ class RunFolder:
         return self.root / "analysis"
 
     @property
+    def quality(self) -> Path:
+        """The foreground direction of an encoder that weighs pairs and is not the generator's own."""
+        return self.root / "quality"
+
+    @property
     def views(self) -> Path:
         """Generated views."""
         return self.root / "views"
@@ -81,7 +86,8 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether a stage has left work here that another experiment must not be mixed with."""
-        return any(path.exists() for path in (self.analysis, self.views, self.checkpoints, self.backbone))
+        made = (self.analysis, self.quality, self.views, self.checkpoints, self.backbone)
+        return any(path.exists() for path in made)
 
     def measure(self, name: str, value: float, step: int) -> None:
         """Append one measure."""
