@@ -15,7 +15,7 @@ from torch import Tensor
 from conftest import Painted
 from genview.encoders import BackboneSettings, Encoded, TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
-from genview.generators import EmbeddedSettings, GenerateSettings, Job, ViewTable, generate
+from genview.generators import EmbeddedSettings, GenerateSettings, Job, Text, ViewTable, generate
 from genview.generators.fit import FitSettings, fit
 from genview.generators.sampler import noise_for
 from genview.generators.token_diffusion import NetworkSettings
@@ -50,10 +50,20 @@ class Echo:
         flat = images.flatten(1)[:, :4]
         return Encoded(flat[:, None], flat, (1, 1))
 
-    def sample(self, condition: Tensor, level: Tensor, guidance: Tensor, seeds: Sequence[int]) -> Tensor:  # noqa: ARG002
+    def sample(
+        self,
+        condition: Tensor,  # noqa: ARG002
+        level: Tensor,
+        guidance: Tensor,
+        seeds: Sequence[int],
+        texts: Sequence[Text] | None = None,  # noqa: ARG002
+    ) -> Tensor:
         self.calls += 1
         noise = noise_for(seeds, (3, self.size, self.size), "latent") * level.view(-1, 1, 1, 1) / 400
         return ((noise + guidance.view(-1, 1, 1, 1)).clamp(0, 1) * 255).to(torch.uint8)
+
+    def exact(self) -> Echo:
+        return self
 
 
 def job(count: int = 10, **changes: object) -> Job:

@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor
 
 from genview.errors import UserError
-from genview.generators.sampler import denoise, noise_for, noised_embedding, sinusoid, to_uint8
+from genview.generators.sampler import denoise, finished, noise_for, noised_embedding, sinusoid
 
 COSINE: Tensor = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod  # type: ignore[attr-defined]
 NOW: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -99,10 +99,14 @@ def test_sinusoid_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
-def test_to_uint8_rounds_and_clamps() -> None:
-    found = to_uint8(torch.tensor([-3.0, -1.0, -0.999, 0.0, 0.5, 1.0, 9.0]))
-    assert found.tolist() == [0, 0, 0, 128, 191, 255, 255]
+def test_finished_views_are_rounded_clamped_and_black_where_something_overflowed() -> None:
+    values = torch.tensor([-3.0, -1.0, -0.999, 0.0, 0.5, 1.0, 9.0, torch.inf, torch.nan])
+    found = finished(values.view(-1, 1, 1, 1).expand(-1, 3, 4, 4), 4)
     assert found.dtype == torch.uint8
+    assert found[:, 0, 0, 0].tolist() == [0, 0, 0, 128, 191, 255, 255, 0, 0]
+    one = torch.ones(2, 3, 8, 8)
+    one[0, 1, 2, 3] = torch.nan
+    assert finished(one, 4).flatten(1).tolist() == [[0] * 48, [255] * 48]
 
 
 SOLVERS: list[Any] = [

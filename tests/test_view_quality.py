@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from conftest import Painted
 from genview.encoders import FrozenEncoder
 from genview.encoders.frozen import Encoded
+from genview.generators import Text
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import view_quality
@@ -72,11 +73,21 @@ class Noisy:
         self.encoder: FrozenEncoder = Pixels()
         self.asked: list[tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]] = []
 
-    def sample(self, condition: Tensor, level: Tensor, guidance: Tensor, seeds: Sequence[int]) -> Tensor:
+    def sample(
+        self,
+        condition: Tensor,
+        level: Tensor,
+        guidance: Tensor,
+        seeds: Sequence[int],
+        texts: Sequence[Text] | None = None,  # noqa: ARG002
+    ) -> Tensor:
         self.asked.append((tuple(seeds), tuple(level.tolist()), tuple(guidance.tolist())))
         noise = torch.stack([torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in seeds])
         views = condition.view(-1, 3, 16, 16) + level.view(-1, 1, 1, 1) / 400 * noise
         return F.interpolate((views.clamp(0, 1) * 255).round(), scale_factor=2).byte()
+
+    def exact(self) -> Self:
+        return self
 
     def to(self, device: torch.device | str) -> Self:  # noqa: ARG002
         return self

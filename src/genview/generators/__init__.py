@@ -2,7 +2,7 @@
 
 from genview.generators.embedded import Embedded, EmbeddedSettings
 from genview.generators.generate import GenerateSettings, Job, generate
-from genview.generators.generator import Generator
+from genview.generators.generator import Generator, Text
 from genview.generators.unclip import Unclip, UnclipSettings
 from genview.generators.views import ViewTable
 
@@ -15,6 +15,7 @@ __all__ = [
     "Generator",
     "GeneratorSettings",
     "Job",
+    "Text",
     "Unclip",
     "UnclipSettings",
     "ViewTable",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from genview.encoders.token_encoder import FrozenTokenEncoder, weights_folder
-from genview.generators.sampler import denoise, noise_for, noised_embedding, to_uint8
+from genview.errors import UserError
+from genview.generators.generator import Text
+from genview.generators.sampler import denoise, finished, noise_for, noised_embedding
 from genview.generators.token_diffusion import NOTHING_KNOWN, load_layout
 
 
@@ -59,19 +62,24 @@ class Embedded:
         self._denoiser.to(device)
         return self
 
+    def exact(self) -> Embedded:
+        """Return this generator in float32; see `Generator.exact`."""
+        other = copy.copy(self)
+        other.settings = replace(self.settings, precision="float32")
+        return other
+
     @torch.no_grad()
-    def sample(self, condition: Tensor, level: Tensor, guidance: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Make one view a row; see `Generator.sample`.
-
-        Args:
-            condition: embeddings B×E, as the encoder gives them.
-            level: noise levels B, 0…999.
-            guidance: guidance scales B; 1 is none.
-            seeds: one seed a row, the only source of randomness.
-
-        Returns:
-            uint8 images B×3×size×size.
-        """
+    def sample(
+        self,
+        condition: Tensor,
+        level: Tensor,
+        guidance: Tensor,
+        seeds: Sequence[int],
+        texts: Sequence[Text] | None = None,
+    ) -> Tensor:
+        """Make one view a row; see `Generator.sample`."""
+        if texts is not None:
+            raise UserError("The embedded generator reads no text: take prompts out of the file of conditions.")
         shape = self.encoder.condition_shape
         zero, one = torch.zeros(1), torch.ones(1)
         noise = noise_for(seeds, (condition.shape[1],), "embedding")
@@ -92,7 +100,7 @@ class Embedded:
             return conditional, self._predict(x, t, torch.zeros_like(known), unknown)
 
         x = denoise(predictions, self._solver(), latents, self.settings.steps, guidance.to(self._device))
-        return to_uint8(torch.pixel_shuffle(x, patch)).cpu()
+        return finished(torch.pixel_shuffle(x, patch), self.size).cpu()
 
     def _predict(self, x: Tensor, t: Tensor, condition: Tensor, level: Tensor) -> Tensor:
         half = self.settings.precision == "bfloat16" or (

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genview.errors import UserError
 from genview.seeds import seed_of
@@ -92,6 +93,20 @@ def denoise(predict: Predict, scheduler: Any, latents: Tensor, steps: int, guida
     return x
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] → uint8, rounded to the nearest; what lies outside is clamped."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def finished(images: Tensor, size: int) -> Tensor:
+    """Turn what a decoder gave into views, on the device it is on.
+
+    Args:
+        images: B×3×H×W, nominally in [-1, 1]; what lies outside is clamped.
+        size: side of the views in pixels.
+
+    Returns:
+        uint8 B×3×size×size, rounded. A row with a value that is not finite is black throughout.
+    """
+    images = images.float()
+    fine = torch.isfinite(images).flatten(1).all(dim=1).view(-1, 1, 1, 1)
+    images = torch.where(fine, images, 0).clamp(-1, 1)
+    if images.shape[-1] != size:
+        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True)
+    scaled = ((images + 1) * 127.5).round().clamp(0, 255)
+    return torch.where(fine, scaled, 0).to(torch.uint8)

@@ -5,17 +5,18 @@ The pipeline object of diffusers takes one noise level and one guidance a call; 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genview.encoders.clip import ClipTower
 from genview.errors import UserError
-from genview.generators.sampler import denoise, noise_for, noised_embedding, sinusoid, to_uint8
+from genview.generators.generator import Text
+from genview.generators.sampler import denoise, finished, noise_for, noised_embedding, sinusoid
 from genview.generators.unclip_weights import UnclipParts, check_layout, find_weights, read_parts
 
 DECODED_AT_ONCE = 4
@@ -95,24 +96,30 @@ class Unclip:
         self._text = self._text.to(device)
         return self
 
-    @torch.no_grad()
-    def sample(self, condition: Tensor, level: Tensor, guidance: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Make one view a row; see `Generator.sample`. Levels go from 0 to 999.
+    def exact(self) -> Unclip:
+        """Return this generator in float32; see `Generator.exact`."""
+        if self._unet.dtype == torch.float32:
+            return self
+        other = copy.copy(self)
+        other._unet, other._vae = (copy.deepcopy(net).float() for net in (self._unet, self._vae))
+        other._text = self._text.float()
+        return other
 
-        Raises:
-            UserError: a level is out of range, or the precision does not carry these weights.
-        """
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: Tensor,
+        level: Tensor,
+        guidance: Tensor,
+        seeds: Sequence[int],
+        texts: Sequence[Text] | None = None,
+    ) -> Tensor:
+        """Make one view a row; see `Generator.sample`."""
+        assert texts is None
         embedding_noise = noise_for(seeds, condition.shape[1:], "embedding")
         latents = noise_for(seeds, self._latent_shape, "latent")
         images = self.sample_from(condition, level, guidance, embedding_noise, latents)
-        if not torch.isfinite(images).all():
-            raise UserError(
-                f"{self.name} overflowed in {self._unet.dtype}: set generator.precision to bfloat16 or float32."
-            )
-        images = images.clamp(-1, 1)
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
-        return to_uint8(images).cpu()
+        return finished(images, self.size).cpu()
 
     @torch.no_grad()
     def sample_from(
