@@ -19,10 +19,12 @@ from genview.store import (
     appearing,
     claim,
     read_at,
+    read_mapped,
     read_table,
     sweep,
     write_arrays,
     write_bytes,
+    write_mapped,
     write_state,
     write_table,
     write_tar,
@@ -160,6 +162,27 @@ def test_a_table_with_flipped_bytes_is_refused_or_read_rightly(tmp_path: Path) -
     (tmp_path / "part.parquet").write_bytes(damaged)
     with pytest.raises(UserError, match="is damaged"):
         read_table(tmp_path / "part.parquet")
+
+
+def test_a_mapped_table_is_not_copied_and_keeps_its_values(tmp_path: Path) -> None:
+    numbers, words = np.arange(5, dtype=np.uint64), ["a", "ä/b.png", "", "c", "d"]
+    write_mapped(tmp_path / "rows.arrow", {"number": numbers, "key": words})
+    found = read_mapped(tmp_path / "rows.arrow")
+    mapped = found["number"].to_numpy(zero_copy_only=True)
+    assert np.array_equal(mapped, numbers)
+    assert not mapped.flags.writeable
+    assert [found["key"][i].as_py() for i in range(5)] == words
+    write_mapped(tmp_path / "none.arrow", {"number": numbers[:0], "key": []})
+    assert len(read_mapped(tmp_path / "none.arrow")["number"]) == 0
+
+
+def test_mapped_tables_that_are_missing_or_cut(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has not run yet"):
+        read_mapped(tmp_path / "rows.arrow")
+    write_mapped(tmp_path / "rows.arrow", {"number": np.arange(1000)})
+    (tmp_path / "rows.arrow").write_bytes((tmp_path / "rows.arrow").read_bytes()[:900])
+    with pytest.raises(UserError, match="is damaged"):
+        read_mapped(tmp_path / "rows.arrow")
 
 
 def test_tars_are_read_at_random_by_tarfile_and_by_webdataset(tmp_path: Path) -> None:

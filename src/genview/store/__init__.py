@@ -2,7 +2,7 @@
 
 from genview.store.parts import appearing, claim, sweep, write_bytes, write_json, write_state
 from genview.store.run import Measure, RunFolder
-from genview.store.table import read_table, write_arrays, write_table
+from genview.store.table import read_mapped, read_table, write_arrays, write_mapped, write_table
 from genview.store.tars import read_at, write_tar
 
 __all__ = [
@@ -11,11 +11,13 @@ __all__ = [
     "appearing",
     "claim",
     "read_at",
+    "read_mapped",
     "read_table",
     "sweep",
     "write_arrays",
     "write_bytes",
     "write_json",
+    "write_mapped",
     "write_state",
     "write_table",
     "write_tar",

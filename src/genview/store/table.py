@@ -1,4 +1,4 @@
-"""Tables as Parquet parts: written whole, read whole, columns as NumPy arrays or lists of strings."""
+"""Tables as Parquet parts, written and read whole; and as Arrow files that are mapped into memory, not read."""
 
 from __future__ import annotations
 
@@ -51,6 +51,38 @@ def read_table(paths: Path | Sequence[Path], columns: Sequence[str] | None = Non
             raise UserError(f"{path} is damaged ({error}). Delete it and run the command again.") from error
     table = pa.concat_tables(tables)
     return {name: _numpy(table.column(name)) for name in table.column_names}
+
+
+def write_mapped(path: Path, columns: Mapping[str, Column]) -> None:
+    """Write equally long columns to `path` for `read_mapped`, all or nothing."""
+    table = pa.table({name: _arrow(values) for name, values in columns.items()})
+    with (
+        appearing(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_table(table)
+
+
+def read_mapped(path: Path) -> dict[str, pa.Array]:
+    """Map the columns that `write_mapped` wrote; nothing is read until it is asked for, whatever their length.
+
+    Columns of numbers become arrays without a copy by `.to_numpy()`; a string is `column[i].as_py()`.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {path}: the stage that writes it has not run yet.") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it and run the command again.") from error
+    return {name: _whole(table.column(name)) for name in table.column_names}
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.array([], column.type)
 
 
 def _arrow(values: Column) -> pa.Array:
