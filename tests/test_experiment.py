@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from genview.errors import UserError
 from genview.experiment import Experiment, FitExperiment, Stages, load, parse, to_yaml
 from genview.experiment.load import overridden
-from genview.generators import EmbeddedSettings
+from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettings
 from genview.methods import SimSiam
 from genview.noise import Adaptive, Constant
 
@@ -47,6 +48,27 @@ def test_a_folder_gets_the_recipe_of_the_model_inside_the_package() -> None:
     for name in ("encoder", "method", "pairs", "fit", "seed"):
         assert getattr(given, name) == getattr(plain, name), name
     assert (given.training.batch, given.training.optimizer) == (plain.training.batch, plain.training.optimizer)
+
+
+def test_a_preset_stands_for_options_and_those_beside_it_win() -> None:
+    fast = made(generator={"kind": "unclip", "preset": "fast", "steps": 6}).generator
+    assert fast == UnclipSettings(steps=6, solver="dpm", interval=(0.1, 0.6), size=512, compile=True)
+    assert made(generator={"kind": "unclip", "preset": "paper"}).generator == UnclipSettings()
+    assert made(generator={"kind": "embedded", "preset": "draft"}).generator == EmbeddedSettings(steps=1)
+    assert (
+        "preset" not in yaml.safe_load(to_yaml(made(generator={"kind": "embedded", "preset": "fast"})))["generator"]
+    )
+    with pytest.raises(UserError, match=r"no preset 'fats' but paper, .*Did you mean 'fast'"):
+        made(generator={"kind": "unclip", "preset": "fats"})
+    with pytest.raises(UserError, match=r"generator: .*'cubist'"):
+        made(generator={"kind": "cubist", "preset": "fast"})
+
+
+@pytest.mark.parametrize("kind", get_args(GeneratorSettings), ids=lambda kind: kind.kind)
+def test_every_generator_has_the_same_presets_and_they_are_options_of_its_own(kind: Any) -> None:
+    assert list(kind.presets) == ["paper", "balanced", "fast", "draft"]
+    for options in kind.presets.values():
+        kind(**options)
 
 
 def test_null_generator_and_quality_are_the_baselines() -> None:

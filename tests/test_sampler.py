@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor
 
 from genview.errors import UserError
-from genview.generators.sampler import denoise, finished, noise_for, noised_embedding, sinusoid
+from genview.generators.sampler import Course, Step, denoise, finished, noise_for, noised_embedding, sinusoid
 
 COSINE: Tensor = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod  # type: ignore[attr-defined]
 NOW: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -122,13 +122,13 @@ def test_denoise_follows_the_exact_flow_of_gaussian_data(scheduler: Any) -> None
     """For data N(c, s²) the best noise prediction is known, and so is where the flow takes each start."""
     centre, spread, times = 2.0, 0.5, []
 
-    def predict(x: Tensor, t: Tensor) -> tuple[Tensor, None]:
-        times.append(int(t))
-        kept = scheduler.alphas_cumprod[int(t)]
+    def predict(x: Tensor, step: Step) -> tuple[Tensor, None]:
+        times.append(int(step.time))
+        kept = scheduler.alphas_cumprod[int(step.time)]
         return (1 - kept).sqrt() * (x - kept.sqrt() * centre) / (kept * spread**2 + 1 - kept), None
 
     latents = noise_for(range(8), LATENT, "latent")
-    found = denoise(predict, scheduler, latents, 100, torch.ones(8))
+    found = denoise(predict, Course(scheduler, 100), latents, torch.ones(8))
     kept = scheduler.alphas_cumprod[times[0]].item()
     start = (latents - math.sqrt(kept) * centre) / math.sqrt(kept * spread**2 + 1 - kept)
     torch.testing.assert_close(found, centre + spread * start, atol=0.04, rtol=0)
@@ -138,18 +138,18 @@ def test_denoise_follows_the_exact_flow_of_gaussian_data(scheduler: Any) -> None
 def test_every_row_has_its_own_guidance_and_the_scheduler_stays_fresh(scheduler: Any) -> None:
     latents = noise_for([0, 1, 2], LATENT, "latent")
 
-    def predict(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.tanh(x) * (1 + t / 1000), 0.3 * x
+    def predict(x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+        return torch.tanh(x) * (1 + step.time / 1000), 0.3 * x if step.guided else None
 
     guidance = torch.tensor([1.0, 3.5, 10.0])
-    together = denoise(predict, scheduler, latents, 5, guidance)
+    together = denoise(predict, Course(scheduler, 5), latents, guidance)
     for i in range(3):
-        alone = denoise(predict, scheduler, latents[i : i + 1], 5, guidance[i : i + 1])
+        alone = denoise(predict, Course(scheduler, 5), latents[i : i + 1], guidance[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone)
-    unguided = denoise(lambda x, t: (predict(x, t)[0], None), scheduler, latents[:1], 5, guidance[:1])
+    unguided = denoise(lambda x, step: (predict(x, step)[0], None), Course(scheduler, 5), latents[:1], guidance[:1])
     torch.testing.assert_close(together[:1], unguided)
     assert scheduler.num_inference_steps is None
-    same = denoise(predict, scheduler, latents[:1].repeat(3, 1, 1, 1), 5, guidance)
+    same = denoise(predict, Course(scheduler, 5), latents[:1].repeat(3, 1, 1, 1), guidance)
     assert (same[0] - same[1]).abs().max() > 1e-2
 
 
@@ -170,5 +170,5 @@ def test_the_scheduler_scales_input_and_first_noise() -> None:
             assert not return_dict
             return (x - prediction,)
 
-    found = denoise(lambda x, _t: (x, None), Halving(), torch.ones(1, 1, 1, 1), 2, torch.ones(1))
+    found = denoise(lambda x, _step: (x, None), Course(Halving(), 2), torch.ones(1, 1, 1, 1), torch.ones(1))
     assert found.item() == pytest.approx(3 * (1 - 1 / 4) * (1 - 1 / 2))

@@ -10,11 +10,11 @@ import torch
 from genview.encoders.backbone import Backbone
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
+from genview.generators.generate import encoded
+from genview.generators.trial import batch_for, trial
+from genview.images import batches
 from genview.training.duration import steps_of
 from genview.training.pretrain import make_fabric
-
-BYTES_PER_PIXEL = 0.35
-"""Of a JPEG at quality 95; photographs take 0.25 to 0.45."""
 
 
 def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
@@ -35,17 +35,18 @@ def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
 def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]:
     generator, settings = stages.generator, experiment.generator
     assert settings is not None
-    batch = min(settings.batch, images)
-    pixels = torch.rand(batch, 3, generator.encoder.size, generator.encoder.size, device=stages.device)
-    encode = _seconds(lambda: generator.encoder.encode(pixels)) / batch
+    batch = min(batch_for(generator, settings.batch, stages.device), images)
+    size = generator.encoder.size
+    pixels = next(batches(stages.sources[0], size=size, batch=batch, unreadable=lambda *_: None)).images
+    encode = _seconds(lambda: generator.encoder.encode(pixels.to(stages.device))) / len(pixels)
     passes = 1 + 2 * min(experiment.foreground.sample, images) / images
     yield f"analyse: {_span(encode * images * passes)} and reading the images ({1 / encode:,.0f} images/s)"
-    condition = generator.encoder.encode(pixels).embedding.cpu()
-    level, guidance = torch.full((batch,), 200), torch.full((batch,), settings.guidance)
-    sample = _seconds(lambda: generator.sample(condition, level, guidance, range(batch))) / batch
+    condition = generator.encoder.encode(pixels.to(stages.device)).embedding.cpu()
+    kind = experiment.generate.format
+    found = trial(generator, condition, settings.guidance, lambda view: encoded(view, kind))
     count = images * experiment.generate.draws
-    disk = count * generator.size**2 * BYTES_PER_PIXEL / 1e9
-    yield f"generate: {_span(sample * count)} ({1 / sample:,.2f} images/s), about {disk:,.2f} GB on disk"
+    rate = f"{1 / found.seconds:,.2f} views/s in batches of {batch}"
+    yield f"generate: {_span(found.seconds * count)} ({rate}), about {_bytes(found.bytes * count)} on disk"
 
 
 def _training(experiment: Experiment, images: int) -> str:
@@ -68,6 +69,13 @@ def _seconds(work: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
 
 
 def _span(seconds: float) -> str:

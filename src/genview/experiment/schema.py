@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from genview.errors import nearest
 from genview.evaluation import Evaluation, Knn, Linear
 from genview.foreground import AnalyseSettings
 from genview.generators import GeneratorSettings
@@ -24,6 +25,19 @@ INDIFFERENT = {
     "fit": ("workers", "device", "save_every", "measure_every"),
 }
 """Settings that may change between the starts of one run, as no result depends on them."""
+
+
+def with_preset(content: Any) -> Any:
+    """Replace `preset: NAME` of a generator by the options it stands for; those given beside it win."""
+    if not isinstance(content, dict) or "preset" not in content:
+        return content
+    given = {name: value for name, value in content.items() if name != "preset"}
+    known = {kind.kind: kind.presets for kind in get_args(GeneratorSettings)}
+    presets = known.get(given.get("kind", ""), {})
+    if presets and content["preset"] not in presets:
+        near = nearest(str(content["preset"]), presets)
+        raise ValueError(f"there is no preset '{content['preset']}' but {', '.join(presets)}.{near}")
+    return {**presets.get(content["preset"], {}), **given}
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class QualitySettings:
 class Experiment:
     """Everything a run depends on.
 
+    A generator's `preset` (paper, balanced, fast, draft) stands for options, and those given beside it win.
     `generator: null` gives pairs of the originals alone and `quality: null` equal weights: the paper's
     baselines. `baseline: true` trains that baseline too, with the same budget, and shows both side by side.
     `test` holds labelled images to evaluate on; where it is absent, a part of `images` is held out for that.
@@ -50,7 +65,9 @@ class Experiment:
 
     images: Annotated[ImageSettings, Field(discriminator="kind")]
     test: Annotated[ImageSettings, Field(discriminator="kind")] | None = None
-    generator: Annotated[GeneratorSettings, Field(discriminator="kind")] | None = None
+    generator: Annotated[
+        Annotated[GeneratorSettings, Field(discriminator="kind")] | None, BeforeValidator(with_preset)
+    ] = None
     foreground: AnalyseSettings = field(default_factory=AnalyseSettings)
     noise: Annotated[NoisePolicy, Field(discriminator="kind")] = field(default_factory=Adaptive)
     generate: GenerateSettings = field(default_factory=GenerateSettings)

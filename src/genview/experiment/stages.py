@@ -18,6 +18,7 @@ from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, QualitySettings, essential
 from genview.foreground import Analysis, Direction, Looking, analyse, fit_direction
 from genview.generators import Generator, Job, ViewTable, generate
+from genview.generators.trial import batch_for
 from genview.images import ImageSource, Subset
 from genview.pairs import FindView, Pairs
 from genview.quality import TowerQuality
@@ -122,7 +123,7 @@ class Stages:
             embedding=rows["embedding"],
             policy=self.experiment.noise,
             guidance=settings.guidance,
-            batch=settings.batch,
+            batch=batch_for(generator, settings.batch, self.device),
             seed=self.experiment.seed,
         )
         resolved = essential(dump(self.experiment))

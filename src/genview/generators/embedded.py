@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from genview.encoders.token_encoder import FrozenTokenEncoder, weights_folder
 from genview.errors import UserError
 from genview.generators.generator import Text
-from genview.generators.sampler import denoise, finished, noise_for, noised_embedding
+from genview.generators.sampler import Course, Step, denoise, finished, noise_for, noised_embedding
 from genview.generators.token_diffusion import NOTHING_KNOWN, load_layout
 
 
@@ -33,6 +33,14 @@ class EmbeddedSettings:
     guidance: float = 1.0
     batch: int = 64
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"steps": 20},
+        "balanced": {"steps": 4},
+        "fast": {},
+        "draft": {"steps": 1},
+    }
+    """Points of speed against quality: what each changes of the defaults."""
 
     def load(self, device: torch.device | str) -> Embedded:
         """Read the weights.
@@ -90,16 +98,15 @@ class Embedded:
         patch = self.encoder.model.stride
         folded = (3 * patch**2, self.size // patch, self.size // patch)
         latents = noise_for(seeds, folded, "latent").to(self._device)
-        guided = bool((guidance != 1).any())
 
-        def predictions(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-            conditional = self._predict(x, t, known, level)
-            if not guided:
+        def predictions(x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+            conditional = self._predict(x, step.time, known, level)
+            if not step.guided:
                 return conditional, None
             unknown = torch.full_like(level, NOTHING_KNOWN)
-            return conditional, self._predict(x, t, torch.zeros_like(known), unknown)
+            return conditional, self._predict(x, step.time, torch.zeros_like(known), unknown)
 
-        x = denoise(predictions, self._solver(), latents, self.settings.steps, guidance.to(self._device))
+        x = denoise(predictions, Course(self._solver(), self.settings.steps), latents, guidance)
         return finished(torch.pixel_shuffle(x, patch), self.size).cpu()
 
     def _predict(self, x: Tensor, t: Tensor, condition: Tensor, level: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def _write_shard(rows: Rows, views: Tensor, scores: Tensor, job: Job, settings: 
             "seed": rows.seeds[i],
         }
         members += [
-            (f"{name}.{extension}", _encoded(view, settings.format)),
+            (f"{name}.{extension}", encoded(view, settings.format)),
             (f"{name}.json", json.dumps(about, ensure_ascii=False).encode()),
         ]
     tar = part.with_suffix(".tar")
@@ -154,7 +154,8 @@ def _write_shard(rows: Rows, views: Tensor, scores: Tensor, job: Job, settings: 
     write_table(part, columns)
 
 
-def _encoded(view: Tensor, format_: str) -> bytes:
+def encoded(view: Tensor, format_: str) -> bytes:
+    """Return a view, uint8 3×S×S, as the bytes of an image file."""
     buffer = io.BytesIO()
     Image.fromarray(view.permute(1, 2, 0).numpy()).save(buffer, format_, quality=95)
     return buffer.getvalue()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +17,19 @@ from torch.nn import functional as F
 from genview.errors import UserError
 from genview.seeds import seed_of
 
-Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""Noisy B×C×h×w and time → conditional prediction, and the unconditional one where guidance needs it."""
+
+class Step(NamedTuple):
+    """One call of the network: its number from 0, its time, whether it is guided, and which rows it has."""
+
+    number: int
+    time: Tensor
+    guided: bool
+    rows: Tensor | None
+    """Indices of the batch's rows that have begun; all of them where None."""
+
+
+Predict = Callable[[Tensor, Step], tuple[Tensor, Tensor | None]]
+"""Noisy rows and step → conditional prediction, and the unconditional one where the step is guided."""
 
 
 def noise_for(seeds: Sequence[int], shape: Sequence[int], stream: str) -> Tensor:
@@ -62,35 +75,100 @@ def sinusoid(level: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def denoise(predict: Predict, scheduler: Any, latents: Tensor, steps: int, guidance: Tensor) -> Tensor:
-    """Solve from noise to a clean sample with one of diffusers' deterministic schedulers.
+@dataclass(frozen=True)
+class Course:
+    """A scheduler of diffusers, its number of steps, and the share of them from and to which steps are guided.
+
+    Guidance can be confined to an interval (Kynkäänniemi et al., 2024): the other steps cost half.
+    """
+
+    scheduler: Any
+    steps: int
+    interval: tuple[float, float] = (0.0, 1.0)
+
+
+def denoise(
+    predict: Predict,
+    course: Course,
+    latents: Tensor,
+    guidance: Tensor,
+    *,
+    begin: Tensor | None = None,
+    dice: Sequence[torch.Generator] = (),
+) -> Tensor:
+    """Solve from noise to a clean sample.
 
     Classifier-free guidance (Ho & Salimans, 2022) has a scale of its own for every row:
     unconditional + guidance · (conditional - unconditional).
 
     Args:
         predict: the network; without an unconditional prediction there is no guidance.
-        scheduler: left as it was; a fresh copy keeps the state of this call.
-        latents: standard normal noise B×C×h×w.
-        steps: steps of the solver (PNDM calls the network once more).
+        course: its scheduler is left as it was; fresh copies keep the state of this call. PNDM calls the network
+            once more than its steps.
+        latents: B×C×h×w; standard normal noise for rows that begin at step 0, noised to their own step for others.
         guidance: B scales.
+        begin: B numbers of the step at which each row begins; 0 for all where None.
+        dice: B generators, for solvers that roll dice at every step.
 
     Returns:
         The clean sample B×C×h×w.
     """
-    scheduler = copy.deepcopy(scheduler)
-    with warnings.catch_warnings():
-        # Some schedulers of diffusers turn a tensor into an array in a way that NumPy 2 frowns upon.
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        scheduler.set_timesteps(steps, device=latents.device)
+    begin = torch.zeros(len(latents), dtype=torch.int64) if begin is None else begin.cpu()
+    firsts: list[int] = begin.unique().tolist()
+    solvers = [Solver(course, latents.device, first, (begin == first).nonzero().flatten(), dice) for first in firsts]
     scale = guidance.to(latents).view(-1, *[1] * (latents.ndim - 1))
-    x: Tensor = latents * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        conditional, unconditional = predict(scheduler.scale_model_input(x, t), t)
+    guided = bool((guidance != 1).any())
+    times = solvers[0].scheduler.timesteps
+    from_noise = (begin == 0).to(latents.device).view(scale.shape)
+    x = torch.where(from_noise, latents * solvers[0].scheduler.init_noise_sigma, latents)
+    for number, t in enumerate(times):
+        active = [solver for solver in solvers if solver.first <= number]
+        if not active:
+            continue
+        rows = None if len(active) == len(solvers) else torch.cat([solver.rows for solver in active]).sort().values
+        inside = guided and course.interval[0] <= number / len(times) < course.interval[1]
+        shown = active[0].scheduler.scale_model_input(_of(x, rows), t)
+        predicted, unconditional = predict(shown, Step(number, t, inside, rows))
         if unconditional is not None:
-            conditional = unconditional + scale * (conditional - unconditional)
-        x = scheduler.step(conditional, t, x, return_dict=False)[0]
+            predicted = unconditional + _of(scale, rows) * (predicted - unconditional)
+        whole = predicted if rows is None else torch.zeros_like(x).index_copy(0, rows.to(x.device), predicted)
+        x = _stepped(active, whole, t, x)
     return x
+
+
+class Solver:
+    """One of diffusers' schedulers with the state of the rows that begin at the step `first`."""
+
+    def __init__(
+        self, course: Course, device: torch.device, first: int, rows: Tensor, dice: Sequence[torch.Generator]
+    ) -> None:
+        self.scheduler, self.first, self.rows = copy.deepcopy(course.scheduler), first, rows
+        takes_dice = "generator" in inspect.signature(self.scheduler.step).parameters
+        self._more = {"generator": [dice[i] for i in rows.tolist()]} if dice and takes_dice else {}
+        with warnings.catch_warnings():
+            # Some schedulers of diffusers turn a tensor into an array in a way that NumPy 2 frowns upon.
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            self.scheduler.set_timesteps(course.steps, device=device)
+        if first and hasattr(self.scheduler, "set_begin_index"):  # DDIM keeps no count
+            self.scheduler.set_begin_index(first)
+
+    def step(self, predicted: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        """Take its rows one step on."""
+        found: Tensor = self.scheduler.step(predicted, t, x, return_dict=False, **self._more)[0]
+        return found
+
+
+def _stepped(active: Sequence[Solver], predicted: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    if len(active) == 1 and len(active[0].rows) == len(x):
+        return active[0].step(predicted, t, x)
+    for solver in active:
+        rows = solver.rows.to(x.device)
+        x = x.index_copy(0, rows, solver.step(predicted[rows], t, x[rows]).to(x.dtype))
+    return x
+
+
+def _of(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows.to(x.device)]
 
 
 def finished(images: Tensor, size: int) -> Tensor:

@@ -1,0 +1,182 @@
+"""Find, check and read weights in the layout of diffusers; nothing is unpickled and no code in them is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from genview.encoders.clip import ClipTower
+from genview.errors import UserError
+from genview.generators.generator import Text
+from genview.generators.latent import SOLVERS
+from genview.generators.text import TextTower
+
+
+def find_weights(
+    weights: str, revision: str | None, sources: Sequence[str], parts: Sequence[str], what: str
+) -> tuple[Path, str]:
+    """Return the folder of the weights, fetched where they are not here yet, and a name that says which they are.
+
+    Args:
+        weights: a folder or a hub id; where empty, `sources` are tried in order.
+        revision: branch or commit on the hub.
+        sources: hub ids where `what` has been published, the likeliest first.
+        parts: folders that are needed of a repository.
+        what: the model in words.
+
+    Raises:
+        UserError: there is no such folder and no such repository, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    if weights and Path(weights).is_dir():
+        return Path(weights), Path(weights).resolve().name
+    layout = ["model_index.json", *(f"{part}/*" for part in parts)]
+    unwanted = ["*.bin", "*.msgpack", "*.fp16.safetensors", "*.onnx*"]
+    reasons = []
+    for source in (weights,) if weights else sources:
+        try:
+            found = snapshot_download(source, revision=revision, allow_patterns=layout, ignore_patterns=unwanted)
+        except (OSError, ValueError) as error:
+            reasons.append(f"{source} ({type(error).__name__})")
+        else:
+            return Path(found), f"{source}@{Path(found).name[:12]}"
+    asked = f"generator.weights names no folder: '{weights}'. " if weights else ""
+    raise UserError(
+        f"{asked}{what} could not be fetched from the Hugging Face hub; tried {', '.join(reasons)}. "
+        "Get it where there is a network (`hf download "
+        f"{sources[0]} --local-dir FOLDER`) and point generator.weights at that folder: it should hold "
+        f"model_index.json and {', '.join(parts)}."
+    )
+
+
+def check_layout(folder: Path, pipeline: str, parts: Sequence[str]) -> None:
+    """Check that a folder has the parts of what diffusers calls `pipeline`.
+
+    Raises:
+        UserError: it is something else or lacks a part; says what it is and what is missing.
+    """
+    try:
+        kind = json.loads((folder / "model_index.json").read_text()).get("_class_name", "no class")
+    except FileNotFoundError:
+        kind = "no class: the file is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        kind = f"no class: it cannot be read ({error})"
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing or kind.startswith("no class"):
+        raise UserError(
+            f"{folder} is not in the layout of diffusers' {pipeline}. Its model_index.json names {kind}; "
+            f"{pipeline} is wanted. Missing folders: {', '.join(missing) or 'none'}. "
+            "Point generator.weights at a folder that `save_pretrained` of that pipeline wrote."
+        )
+
+
+def read(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """Read a frozen model of class `kind` (of diffusers or transformers) from safetensors, with no weight missing.
+
+    Raises:
+        UserError: there are no safetensors, or they are damaged or incomplete.
+    """
+    try:
+        model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise unusable(folder, error) from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{folder} lacks {len(missing)} weights, {missing[0]} the first. Fetch it anew.")
+    # Their own `to` warns of parts to keep in float32 even where there are none.
+    return nn.Module.to(model, dtype=dtype).eval().requires_grad_(False)
+
+
+def unusable(folder: Path, error: Exception) -> UserError:
+    """Return the error for weights that cannot be read."""
+    return UserError(
+        f"{folder} holds no usable safetensors weights ({' '.join(str(error).split())}). Pickled weights (.bin) are "
+        "never read: convert them with `save_pretrained(FOLDER, safe_serialization=True)`, or fetch the folder anew."
+    )
+
+
+def read_tower(folder: Path, processor: Path, name: str, dtype: torch.dtype) -> ClipTower:
+    """Read CLIP's image tower from `folder` and the statistics of its images from the folder `processor`.
+
+    Raises:
+        UserError: either cannot be read.
+    """
+    from transformers import CLIPVisionModelWithProjection
+
+    file = processor / "preprocessor_config.json"
+    try:
+        config = json.loads(file.read_text())
+        mean, std = config["image_mean"], config["image_std"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file} does not give image_mean and image_std ({error!r}). Fetch it anew.") from error
+    return ClipTower(name, read(CLIPVisionModelWithProjection, folder, dtype), mean, std)
+
+
+def read_tensors(file: Path, names: Sequence[str]) -> list[Tensor]:
+    """Read some tensors of a safetensors file, in float32.
+
+    Raises:
+        UserError: the file cannot be read or lacks one.
+    """
+    try:
+        found = safetensors.torch.load_file(file)
+        return [found[name].float() for name in names]
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        raise unusable(file.parent, error) from error
+
+
+def read_scheduler(kind: Any, folder: Path) -> Any:
+    """Read a scheduler of class `kind`.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return kind.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no scheduler ({' '.join(str(error).split())}). Fetch it anew.") from error
+
+
+def read_solver(folder: Path, solver: str) -> Any:
+    """Read the published noise schedule into the solver asked for, whichever it was published with."""
+    import diffusers
+
+    found = read_scheduler(getattr(diffusers, SOLVERS[solver]), folder)
+    if solver in ("ddim", "lcm"):  # they would clip to [-1, 1], which is right for pixels and wrong for latents
+        found.register_to_config(clip_sample=False)
+    return found
+
+
+def read_text(folder: Path, default: Text, dtype: torch.dtype) -> TextTower:
+    """Read tokenizer and text encoder.
+
+    Raises:
+        UserError: either cannot be read, or the default prompt is too long.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'tokenizer'} holds no tokenizer ({error}). Fetch it anew.") from error
+    return TextTower(tokenizer, read(CLIPTextModel, folder / "text_encoder", dtype), default)
+
+
+def read_decoder(folder: Path, tiny: str, dtype: torch.dtype) -> Any:
+    """Read the VAE of `folder`, or the AutoencoderTiny that `tiny` names (a folder or hub id).
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    import diffusers
+
+    if not tiny:
+        return read(diffusers.AutoencoderKL, folder / "vae", dtype)
+    place, _ = find_weights(tiny, None, ["madebyollin/taesd"], ["."], "The tiny VAE")
+    return read(diffusers.AutoencoderTiny, place, dtype)
