@@ -141,6 +141,12 @@ class Unclip:
         self.name, self.size, self.settings = name, settings.save_size, settings
         self.encoder, self._parts, self._diffusion = parts.encoder, parts, parts.diffusion
 
+    @property
+    def precision(self) -> torch.dtype:
+        """What its networks compute in."""
+        dtype: torch.dtype = self._diffusion.unet.net.dtype
+        return dtype
+
     def to(self, device: torch.device | str) -> Self:
         """Move to a device."""
         for part in (self.encoder, self._parts.text, self._diffusion):
