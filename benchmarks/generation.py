@@ -173,7 +173,7 @@ def three_ways(folder: Path, trial: Trial, batch: int, turns: int) -> list[Way]:
 
     generator = trial.settings.load(trial.device)
     dtype = generator.precision
-    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder, torch_dtype=dtype).to(trial.device)
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(folder).to(trial.device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     flops = flops_of(generator, trial)
     few = replace(trial, images=trial.images[: max(2, batch // 2)])

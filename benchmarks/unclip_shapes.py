@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,16 @@ def random_pipeline(shapes: Shapes, folder: Path, dtype: torch.dtype = torch.flo
         unet, vae = _unet(shapes), _vae(shapes)
         text, vision = _text(shapes), _vision(shapes)
         normalizer = StableUnCLIPImageNormalizer(shapes.embedding)
+    for net in (unet, vae, text, vision, normalizer):
+        nn.Module.to(net, dtype=dtype)
     pipeline: Any = diffusers.StableUnCLIPImg2ImgPipeline(
         feature_extractor=CLIPImageProcessor(),
-        image_encoder=vision.to(dtype),
-        image_normalizer=normalizer.to(dtype),
+        image_encoder=vision,
+        image_normalizer=normalizer,
         image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         tokenizer=_tokenizer(folder.parent / "words"),
-        text_encoder=text.to(dtype),
-        unet=unet.to(dtype),
+        text_encoder=text,
+        unet=unet,
         scheduler=diffusers.PNDMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
@@ -76,7 +79,7 @@ def random_pipeline(shapes: Shapes, folder: Path, dtype: torch.dtype = torch.flo
             skip_prk_steps=True,
             steps_offset=1,
         ),
-        vae=vae.to(dtype),
+        vae=vae,
     )
     pipeline.save_pretrained(folder)
     return folder

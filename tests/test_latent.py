@@ -175,8 +175,7 @@ def test_reuse_of_a_network_of_another_kind() -> None:
         Unet(net, reuse=2)
 
 
-def test_a_compiled_network_always_sees_full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda **_: lambda f: f)
+def test_a_compiled_network_always_sees_full_batches() -> None:
     plain, compiled = (diffusion(LatentSettings(steps=2, compile=on)) for on in (False, True))
     counted = calls_of(compiled)
     images(compiled)
@@ -186,12 +185,14 @@ def test_a_compiled_network_always_sees_full_batches(monkeypatch: pytest.MonkeyP
     assert len(last) == 2
 
 
-def test_compiling_changes_no_view() -> None:
+@pytest.mark.parametrize("reuse", [1, 2])
+def test_compiling_changes_no_view(reuse: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With PyTorch's tracing alone: building kernels takes a minute on two cores."""
-    made = diffusion(LatentSettings(steps=2))
+    made = diffusion(LatentSettings(steps=2, reuse=reuse))
     expected = images(made)
     torch._dynamo.reset()
-    made.unet._forward = torch.compile(made.unet._forward, dynamic=False, backend="eager", fullgraph=True)
+    traced = {part: torch.compile(part, dynamic=False, backend="eager", fullgraph=True) for part in made.unet._parts}
+    monkeypatch.setattr(Unet, "_built", lambda _self, part: traced[part])
     torch.testing.assert_close(images(made), expected)
 
 
