@@ -306,6 +306,15 @@ def test_unreadable_images_have_no_row(tmp_path: Path) -> None:
     assert set(told) == {looking.source.key(i) for i in (0, 9, 23)}
 
 
+def test_a_part_without_readable_images_is_done_all_the_same(tmp_path: Path) -> None:
+    source = Painted(24, broken=tuple(range(7, 14)))
+    rows = run(looking_at(source), tmp_path).rows()
+    assert list(rows["key"]) == [source.key(i) for i in range(24) if not 7 <= i < 14]
+    assert rows["embedding"].shape == (17, 48)
+    assert rows["embedding"].dtype == np.float16
+    assert (tmp_path / "part-00001.parquet").exists()
+
+
 def test_nothing_readable_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="None of the sampled images can be read"):
         run(looking_at(Painted(5, broken=(0, 1, 2, 3, 4))), tmp_path)

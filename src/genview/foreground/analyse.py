@@ -113,7 +113,22 @@ def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str,
     """Fit the direction and measure every image, continuing with the parts that are missing.
 
     Writes `direction.safetensors`, `summary.json`, `part-NNNNN.parquet` (key, ratio, embedding in half precision)
-    and `examples.npz` for the page. No token is written; memory does not depend on the number of images.
+    and `examples.npz` for the page. No token is written; memory does not depend on the number of images. The same
+    in pieces, for launchers: `begin_analysis`, `analyse_part` for each of `parts_of`, `keep_examples`.
+
+    Raises:
+        UserError: the folder holds the analysis of other settings, seed or `identity`, or no image can be read.
+    """
+    analysis = begin_analysis(looking, folder, seed=seed, identity=identity)
+    for number in parts_of(looking):
+        if not part_of(folder, number).exists():
+            analyse_part(looking, analysis, number)
+    keep_examples(looking, analysis)
+    return analysis
+
+
+def begin_analysis(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str, object]) -> Analysis:
+    """Claim the folder and fit the direction, unless it is there.
 
     Raises:
         UserError: the folder holds the analysis of other settings, seed or `identity`, or no image can be read.
@@ -122,18 +137,52 @@ def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str,
     chosen = {k: v for k, v in asdict(settings).items() if k not in ("batch", "workers")}
     direction_file = {"direction": str(settings.direction) if settings.direction else None}
     claim(folder, {**identity, **chosen, **direction_file, "seed": seed, "images_found": len(looking.source)})
-    sweep(folder)
     if not (folder / "summary.json").exists():
         fit_direction(looking, folder, seed=seed)
-    analysis = Analysis(folder)
-    total = len(looking.source)
-    for number, start in enumerate(range(0, total, settings.part)):
-        part = folder / f"part-{number:05d}.parquet"
-        if not part.exists():
-            _write_part(looking, analysis, range(start, min(start + settings.part, total)), part)
-    if not (folder / "examples.npz").exists():
-        _write_examples(looking, analysis, folder / "examples.npz")
-    return analysis
+    return Analysis(folder)
+
+
+def parts_of(looking: Looking) -> range:
+    """Numbers of the parts that the images of a source are analysed in."""
+    return range(-(-len(looking.source) // looking.settings.part))
+
+
+def part_of(folder: Path, number: int) -> Path:
+    """Where a part lies."""
+    return folder / f"part-{number:05d}.parquet"
+
+
+def analyse_part(looking: Looking, analysis: Analysis, number: int) -> None:
+    """Measure the images of one part."""
+    settings, total = looking.settings, len(looking.source)
+    indices = range(number * settings.part, min((number + 1) * settings.part, total))
+    direction, threshold = analysis.direction(), float(analysis.summary["threshold"])
+    keys: list[str] = []
+    ratios: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    for found, _, encoded in looking.encode("analyse", indices, of=total):
+        keys += [looking.source.key(i) for i in found]
+        ratios.append(foreground_ratio(encoded.tokens, direction, threshold).cpu())
+        embeddings.append(encoded.embedding.half().cpu())
+    # A part in which no image could be read has no rows; that it is there says that it is done.
+    names: Column = keys or np.array([], dtype=str)
+    ratio = torch.cat(ratios).numpy() if keys else np.array([], dtype=np.float32)
+    embedding = torch.cat(embeddings).numpy() if keys else _no_embedding(looking)
+    write_table(part_of(analysis.folder, number), {"key": names, "ratio": ratio, "embedding": embedding})
+
+
+def _no_embedding(looking: Looking) -> np.ndarray:
+    """An array of 0×E, for a part without images."""
+    size = looking.encoder.size
+    blank = torch.zeros(1, 3, size, size, device=looking.device)
+    return looking.encoder.encode(blank).embedding.half().cpu().numpy()[:0]
+
+
+def keep_examples(looking: Looking, analysis: Analysis) -> None:
+    """Keep some images and maps for the page, unless they are there; clean up after killed runs."""
+    if not (analysis.folder / "examples.npz").exists():
+        _write_examples(looking, analysis, analysis.folder / "examples.npz")
+    sweep(analysis.folder)
 
 
 def fit_direction(looking: Looking, folder: Path, *, seed: int) -> Analysis:
@@ -193,20 +242,6 @@ def _decide(
     }
     write_json(folder / "summary.json", summary)
     return Analysis(folder)
-
-
-def _write_part(looking: Looking, analysis: Analysis, indices: range, part: Path) -> None:
-    direction, threshold = analysis.direction(), float(analysis.summary["threshold"])
-    keys: list[str] = []
-    ratios, embeddings = [torch.zeros(0)], []
-    for found, _, encoded in looking.encode("analyse", indices, of=len(looking.source)):
-        keys += [looking.source.key(i) for i in found]
-        ratios.append(foreground_ratio(encoded.tokens, direction, threshold).cpu())
-        embeddings.append(encoded.embedding.half().cpu())
-    if keys:
-        ratio, embedding = torch.cat(ratios).numpy(), torch.cat(embeddings).numpy()
-        columns: dict[str, Column] = {"key": keys, "ratio": ratio, "embedding": embedding}
-        write_table(part, columns)
 
 
 def _write_examples(looking: Looking, analysis: Analysis, path: Path) -> None:
