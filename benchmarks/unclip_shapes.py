@@ -39,10 +39,10 @@ FULL = Shapes(
     vae=(128, 256, 512, 512),
 )
 TENTH = Shapes(
-    "the shapes of Stable unCLIP 2.1 with a tenth of the channels (192 px)",
-    size=192,
+    "the shapes of Stable unCLIP 2.1 with a tenth of the channels (128 px)",
+    size=128,
     unet=(32, 64, 128, 128),
-    heads=(2, 4, 8, 8),
+    heads=(1, 1, 2, 2),
     text=(96, 23, 4),
     vision=(128, 32, 4),
     embedding=96,
