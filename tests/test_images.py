@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from hashlib import md5
@@ -29,12 +31,16 @@ from genview.errors import UserError
 from genview.experiment.load import parse
 from genview.images import (
     Archives,
+    DigitImages,
     Digits,
     Folder,
     FolderImages,
     ImageSettings,
+    ImageSource,
     Listing,
+    SingleImages,
     Together,
+    TogetherImages,
     TorchvisionImages,
     UnreadableImage,
     batches,
@@ -43,6 +49,8 @@ from genview.images import (
     rgb,
     square,
 )
+from genview.images.folder import Labels
+from genview.images.index import Index
 
 
 def encoded(image: Image.Image, kind: str = "png", **more: Any) -> bytes:
@@ -194,6 +202,97 @@ def test_a_name_that_no_table_can_hold_is_refused(tmp_path: Path) -> None:
     (tmp_path / "1.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
     with pytest.raises(UserError, match=r"not UTF-8: 'caf\\udce9\.png'"):
         Folder(tmp_path)
+
+
+def photos(root: Path, count: int = 3) -> Path:
+    for name in ("cat", "dog"):
+        for n in range(count):
+            paint(root / name / f"{n}.png", 10 * n)
+    return root
+
+
+def listed(source: ImageSource) -> list[tuple[str, int | None]]:
+    return [(source.key(i), source.label(i)) for i in range(len(source))]
+
+
+@pytest.mark.parametrize("labels", ["auto", "none"])
+def test_a_folder_is_scanned_once_and_kept(labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, keep = FolderImages(str(photos(tmp_path / "in")), labels=labels), tmp_path / "run" / "images"
+    plain, kept = settings.build(), settings.build(keep)
+    assert listed(kept) == listed(plain)
+    assert kept.classes == plain.classes == (("cat", "dog") if labels == "auto" else ())
+    paint(tmp_path / "in" / "eel" / "0.png")
+    (tmp_path / "in" / "cat" / "1.png").unlink()
+    walked = os.scandir
+    monkeypatch.setattr(os, "scandir", None)
+    again = settings.build(keep)
+    assert listed(again) == listed(plain), "what came later is not seen"
+    assert pixel(again.image(2)) == (20, 20, 20)
+    with pytest.raises(UnreadableImage, match="No such file"):
+        again.image(1)
+    monkeypatch.setattr(os, "scandir", walked)
+    shutil.rmtree(keep)
+    assert len(settings.build(keep)) == 6
+    assert settings.build(keep).key(5) == "eel/0.png"
+
+
+def test_an_index_belongs_to_one_folder_and_a_failed_scan_binds_none(tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    with pytest.raises(UserError, match="There is no folder"):
+        FolderImages(str(tmp_path / "in")).build(keep)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="There is no image"):
+        FolderImages(str(tmp_path / "in")).build(keep)
+    assert not keep.exists()
+    FolderImages(str(photos(tmp_path / "in"))).build(keep)
+    for other in (FolderImages(str(photos(tmp_path / "other"))), FolderImages(str(tmp_path / "in"), labels="none")):
+        with pytest.raises(UserError, match="made with other settings"):
+            other.build(keep)
+    for damage in ("{", "{}", '{"table": "../../x.arrow", "classes": []}'):
+        (keep / "index.json").write_text(damage)
+        with pytest.raises(UserError, match=r"index\.json is damaged|There is no .*keep/x\.arrow"):
+            FolderImages(str(tmp_path / "in")).build(keep)
+
+
+def test_a_scan_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genview.images.folder.TOLD_EVERY", 2)
+    told: list[tuple[str, int, int]] = []
+    FolderImages(str(photos(tmp_path / "in"))).build(None, lambda *words: told.append(words[:3]))
+    assert told == [("scan", 2, 3), ("scan", 4, 5), ("scan", 6, 7), ("scan", 6, 6)]
+
+
+def test_a_kept_index_is_pickled_as_its_name_and_read_by_workers(tmp_path: Path) -> None:
+    source = FolderImages(str(photos(tmp_path / "in", 200)), limit=30).build(tmp_path / "keep")
+    assert len(pickle.dumps(Folder(tmp_path / "in", keep=tmp_path / "keep"))) < 500
+    plain = FolderImages(str(tmp_path / "in"), limit=30).build()
+    assert listed(source) == listed(plain) == listed(pickle.loads(pickle.dumps(source)))
+    assert listed(plain) == listed(pickle.loads(pickle.dumps(plain)))
+    made = torch.cat([b.images for b in batches(source, size=4, batch=8, workers=2)])
+    assert torch.equal(made, torch.cat([b.images for b in batches(plain, size=4, batch=8)]))
+
+
+def test_parts_of_sources_keep_an_index_each(tmp_path: Path) -> None:
+    parts: dict[str, SingleImages] = {
+        "..": FolderImages(str(photos(tmp_path / "in"))),
+        "b": DigitImages(part="test", limit=2),
+    }
+    keep = tmp_path / "run" / "images"
+    first, again = (TogetherImages(parts).build(keep) for _ in range(2))
+    assert listed(first) == listed(again)
+    assert (first.key(0), len(first)) == ("../cat/0.png", 8)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["images"]
+    assert (keep / "part-0" / "index.json").exists()
+
+
+@given(st.sets(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1), min_size=1))
+def test_any_key_survives_an_index(names: set[str]) -> None:
+    keys = sorted(names)
+    with tempfile.TemporaryDirectory() as folder:
+        labels = np.arange(len(keys), dtype=np.int32)
+        index = Index.kept(Path(folder), {}, lambda: (keys, labels, tuple(keys)))
+        assert [index.key(i) for i in range(len(index))] == keys
+        assert [index.label(i) for i in range(len(index))] == list(range(len(keys)))
+        assert index.classes == tuple(keys)
 
 
 def test_links_that_lead_in_circles_are_followed_once(tmp_path: Path) -> None:

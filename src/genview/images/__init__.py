@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from genview.images.archives import ArchiveImages, Archives
@@ -12,7 +13,7 @@ from genview.images.decode import decode, rgb
 from genview.images.digits import DigitImages, Digits
 from genview.images.folder import Folder, FolderImages
 from genview.images.listing import Listing, ListingImages
-from genview.images.source import ImageSource, UnreadableImage
+from genview.images.source import ImageSource, Tell, UnreadableImage, silent
 from genview.images.torchvision_sets import TorchvisionImages, TorchvisionSet
 
 SingleImages = FolderImages | ListingImages | ArchiveImages | DigitImages | TorchvisionImages
@@ -26,9 +27,12 @@ class TogetherImages:
     kind: Literal["together"] = "together"
     limit: int | None = None
 
-    def build(self) -> ImageSource:
-        """Build every part."""
-        return limited(Together({name: part.build() for name, part in self.parts.items()}), self.limit)
+    def build(self, keep: Path | None = None, tell: Tell = silent) -> ImageSource:
+        """Build every part, each with a folder of its own below `keep`."""
+        parts = {
+            name: part.build(keep and keep / f"part-{n}", tell) for n, (name, part) in enumerate(self.parts.items())
+        }
+        return limited(Together(parts), self.limit)
 
 
 ImageSettings = SingleImages | TogetherImages

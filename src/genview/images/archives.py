@@ -18,7 +18,7 @@ from genview.errors import UserError, nearest
 from genview.images.combine import limited
 from genview.images.decode import decode
 from genview.images.folder import EXTENSIONS, existing
-from genview.images.source import ImageSource, UnreadableImage, checked
+from genview.images.source import ImageSource, Tell, UnreadableImage, checked, silent
 from genview.store import read_at
 
 
@@ -35,7 +35,7 @@ class ArchiveImages:
     within: str = ""
     limit: int | None = None
 
-    def build(self) -> ImageSource:
+    def build(self, keep: Path | None = None, tell: Tell = silent) -> ImageSource:  # noqa: ARG002
         """Index the archives.
 
         Raises:

@@ -66,7 +66,7 @@ def batches(
     Raises:
         UserError: an image cannot be read and there is no `unreadable`.
     """
-    chosen = list(range(len(source)) if indices is None else indices)
+    chosen = range(len(source)) if indices is None else indices
     loader = DataLoader(_Squares(source, chosen, size), batch, num_workers=workers, collate_fn=list)
     for rows in loader:
         good: list[tuple[int, Tensor]] = []

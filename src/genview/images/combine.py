@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -53,8 +54,8 @@ class Together:
 class Subset:
     """Chosen images of a source, in the given order."""
 
-    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, list(indices)
+    def __init__(self, source: ImageSource, indices: Sequence[int] | np.ndarray) -> None:
+        self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
         self.classes = source.classes
 
     def __len__(self) -> int:
@@ -62,15 +63,15 @@ class Subset:
 
     def key(self, i: int) -> str:
         """As in the source."""
-        return self.source.key(self.indices[i])
+        return self.source.key(int(self.indices[i]))
 
     def image(self, i: int) -> Image.Image:
         """As in the source."""
-        return self.source.image(self.indices[i])
+        return self.source.image(int(self.indices[i]))
 
     def label(self, i: int) -> int | None:
         """As in the source."""
-        return self.source.label(self.indices[i])
+        return self.source.label(int(self.indices[i]))
 
 
 def limited(source: ImageSource, count: int | None) -> ImageSource:
@@ -84,4 +85,4 @@ def limited(source: ImageSource, count: int | None) -> ImageSource:
     if count < 1:
         raise UserError(f"images.limit is {count}; it should be at least 1.")
     chance = torch.Generator().manual_seed(seed_of(0, "", 0, "limit"))
-    return Subset(source, sorted(torch.randperm(len(source), generator=chance)[:count].tolist()))
+    return Subset(source, torch.randperm(len(source), generator=chance)[:count].sort().values.numpy())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from genview.images.combine import limited
-from genview.images.source import ImageSource
+from genview.images.source import ImageSource, Tell, silent
 
 SIDE = 32
 TEST_EVERY = 4
@@ -23,7 +24,7 @@ class DigitImages:
     part: Literal["all", "train", "test"] = "all"
     limit: int | None = None
 
-    def build(self) -> ImageSource:
+    def build(self, keep: Path | None = None, tell: Tell = silent) -> ImageSource:  # noqa: ARG002 - nothing is looked for
         """Load the digits."""
         return limited(Digits(self.part), self.limit)
 

@@ -13,7 +13,7 @@ from genview.errors import UserError
 from genview.images.combine import limited
 from genview.images.decode import decode
 from genview.images.folder import existing
-from genview.images.source import ImageSource, UnreadableImage, checked
+from genview.images.source import ImageSource, Tell, UnreadableImage, checked, silent
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ListingImages:
     kind: Literal["listing"] = "listing"
     limit: int | None = None
 
-    def build(self) -> ImageSource:
+    def build(self, keep: Path | None = None, tell: Tell = silent) -> ImageSource:  # noqa: ARG002 - the list is the index
         """Read the list.
 
         Raises:

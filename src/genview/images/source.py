@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from PIL import Image
 
 from genview.errors import UserError
+
+Tell = Callable[[str, int, int, str], None]
+"""Is told what is being done, how many are done, of how many, and a note."""
+
+
+def silent(what: str, done: int, total: int, note: str) -> None:
+    """Show nothing."""
 
 
 class UnreadableImage(Exception):  # noqa: N818 - not an error of the program: the stage records it and goes on
@@ -20,14 +28,17 @@ def checked(keys: list[str], where: str) -> list[str]:
     Raises:
         UserError: one occurs twice, or cannot be written to a table because it is not UTF-8.
     """
-    for key, count in Counter(keys).items():
-        if count > 1:
-            raise UserError(
-                f"{where} has '{key}' more than once; keys must be unique. Name every file once; sources whose "
-                "keys clash go side by side with kind: together."
-            )
-        if any("\ud800" <= letter <= "\udfff" for letter in key):
-            raise UserError(f"{where} has a file whose name is not UTF-8: {key!a}. Rename it.")
+    if len(set(keys)) < len(keys):
+        twice = next(key for key, count in Counter(keys).items() if count > 1)
+        raise UserError(
+            f"{where} has '{twice}' more than once; keys must be unique. Name every file once; sources whose "
+            "keys clash go side by side with kind: together."
+        )
+    for key in keys:
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where} has a file whose name is not UTF-8: {key!a}. Rename it.") from error
     return keys
 
 

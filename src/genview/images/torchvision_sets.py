@@ -10,7 +10,7 @@ from PIL import Image
 
 from genview.errors import UserError
 from genview.images.combine import limited
-from genview.images.source import ImageSource
+from genview.images.source import ImageSource, Tell, silent
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TorchvisionImages:
     download: bool = False
     limit: int | None = None
 
-    def build(self) -> ImageSource:
+    def build(self, keep: Path | None = None, tell: Tell = silent) -> ImageSource:  # noqa: ARG002 - the set is its own index
         """Read the set.
 
         Raises:

@@ -1,0 +1,91 @@
+"""Leases: files that say who is at work on a shard, for machines that share nothing but a folder.
+
+No clock is compared with another machine's: a lease is dead when its content has stood still while the watcher's own
+monotonic clock went on for long enough. A lease is courtesy, not a lock: two workers on one shard do no harm, so the
+rare races are allowed to end that way.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from genview.errors import writing
+
+BEATS = 8
+"""How often a lease is renewed in the time after which it counts as dead."""
+
+
+class Leases:
+    """The leases in `folder`, as one worker sees them; `patience` in seconds."""
+
+    def __init__(self, folder: Path, patience: float) -> None:
+        self._folder, self._patience = folder, patience
+        self._seen: dict[str, tuple[bytes | None, float]] = {}
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[bool]:
+        """Hold the lease `name` and renew it from a thread; yields False where another worker holds it."""
+        path = self._folder / f"{name}.lease"
+        file = self._taken(path)
+        if file is None:
+            yield False
+            return
+        nonce = secrets.token_hex(8).encode()
+        ended = threading.Event()
+        beats = threading.Thread(target=_beat, args=(file, nonce, self._patience / BEATS, ended), daemon=True)
+        beats.start()
+        try:
+            yield True
+        finally:
+            ended.set()
+            beats.join()
+            os.close(file)
+            if (_content(path) or b"").startswith(nonce):
+                path.unlink(missing_ok=True)
+
+    def _taken(self, path: Path) -> int | None:
+        """Create the lease, after removing a dead one; None where it is alive."""
+        if self._dead(path):
+            path.unlink(missing_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                return None
+
+    def _dead(self, path: Path) -> bool:
+        now, content = time.monotonic(), _content(path)
+        before, since = self._seen.get(path.name, (None, now))
+        if content is None or content != before:
+            self._seen[path.name] = content, now
+            return False
+        return now - since > self._patience
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _beat(file: int, nonce: bytes, every: float, ended: threading.Event) -> None:
+    """Write nonce and a counter into the open file.
+
+    Into the file, not to its name: if this worker was taken for dead, the name is another's lease by now.
+    """
+    count = 0
+    with suppress(OSError):  # the file is gone, or its disk full: then others may take the shard too
+        while True:
+            os.pwrite(file, nonce + b" %d\n" % count, 0)
+            os.fsync(file)
+            count += 1
+            if ended.wait(every):
+                return
