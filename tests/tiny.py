@@ -85,3 +85,18 @@ def tiny_vae() -> Any:
         scaling_factor=0.18215,
     )
     return net.eval()
+
+
+def tiny_plain_unet() -> Any:
+    """As `tiny_unet`, told nothing but text."""
+    net: Any = diffusers.UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=(2, 4),
+        norm_num_groups=8,
+    )
+    return net.eval()

@@ -3,10 +3,11 @@
 from genview.generators.embedded import Embedded, EmbeddedSettings
 from genview.generators.generate import GenerateSettings, Job, generate
 from genview.generators.generator import Generator, Text
+from genview.generators.img2img import Img2Img, Img2ImgSettings
 from genview.generators.unclip import Unclip, UnclipSettings
 from genview.generators.views import ViewTable
 
-GeneratorSettings = EmbeddedSettings | UnclipSettings
+GeneratorSettings = EmbeddedSettings | UnclipSettings | Img2ImgSettings
 
 __all__ = [
     "Embedded",
@@ -14,6 +15,8 @@ __all__ = [
     "GenerateSettings",
     "Generator",
     "GeneratorSettings",
+    "Img2Img",
+    "Img2ImgSettings",
     "Job",
     "Text",
     "Unclip",

@@ -142,13 +142,9 @@ class Solver:
     def __init__(
         self, course: Course, device: torch.device, first: int, rows: Tensor, dice: Sequence[torch.Generator]
     ) -> None:
-        self.scheduler, self.first, self.rows = copy.deepcopy(course.scheduler), first, rows
+        self.scheduler, self.first, self.rows = prepared(course.scheduler, course.steps, device), first, rows
         takes_dice = "generator" in inspect.signature(self.scheduler.step).parameters
         self._more = {"generator": [dice[i] for i in rows.tolist()]} if dice and takes_dice else {}
-        with warnings.catch_warnings():
-            # Some schedulers of diffusers turn a tensor into an array in a way that NumPy 2 frowns upon.
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-            self.scheduler.set_timesteps(course.steps, device=device)
         if first and hasattr(self.scheduler, "set_begin_index"):  # DDIM keeps no count
             self.scheduler.set_begin_index(first)
 
@@ -156,6 +152,22 @@ class Solver:
         """Take its rows one step on."""
         found: Tensor = self.scheduler.step(predicted, t, x, return_dict=False, **self._more)[0]
         return found
+
+
+def prepared(scheduler: Any, steps: int, device: torch.device | str) -> Any:
+    """Return a fresh copy of a scheduler, with its times set."""
+    fresh = copy.deepcopy(scheduler)
+    with warnings.catch_warnings():
+        # Some schedulers of diffusers turn a tensor into an array in a way that NumPy 2 frowns upon.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        fresh.set_timesteps(steps, device=device)
+    return fresh
+
+
+def timesteps(scheduler: Any, steps: int) -> Tensor:
+    """Times of the solver's calls, int64 on the CPU, from noise to clean."""
+    found: Tensor = prepared(scheduler, steps, "cpu").timesteps.long()
+    return found
 
 
 def _stepped(active: Sequence[Solver], predicted: Tensor, t: Tensor, x: Tensor) -> Tensor:
