@@ -38,6 +38,10 @@ class ClipTower:
         tokens = self._net.vision_model.post_layernorm(found.last_hidden_state[:, 1:])
         return Encoded(tokens.float(), found.image_embeds.float(), self._grid)
 
+    def of_nothing(self) -> Tensor:
+        """Return the embedding 1×E of an image that is 0 once it is normalised."""
+        return self.encode(self._mean.expand(1, 3, self.size, self.size)).embedding
+
     def to(self, device: torch.device | str) -> Self:
         """Move to a device."""
         self._net.to(device)

@@ -4,10 +4,11 @@ from genview.generators.embedded import Embedded, EmbeddedSettings
 from genview.generators.generate import GenerateSettings, Job, generate
 from genview.generators.generator import Generator, Text
 from genview.generators.img2img import Img2Img, Img2ImgSettings
+from genview.generators.kandinsky import Kandinsky, KandinskySettings
 from genview.generators.unclip import Unclip, UnclipSettings
 from genview.generators.views import ViewTable
 
-GeneratorSettings = EmbeddedSettings | UnclipSettings | Img2ImgSettings
+GeneratorSettings = EmbeddedSettings | UnclipSettings | Img2ImgSettings | KandinskySettings
 
 __all__ = [
     "Embedded",
@@ -18,6 +19,8 @@ __all__ = [
     "Img2Img",
     "Img2ImgSettings",
     "Job",
+    "Kandinsky",
+    "KandinskySettings",
     "Text",
     "Unclip",
     "UnclipSettings",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -77,21 +77,35 @@ def precision_on(device: torch.device | str, precision: str) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def decoded_by_vae(vae: Any, latents: Tensor) -> Tensor:
+    """Decode latents as a UNet sees them with an AutoencoderKL or AutoencoderTiny."""
+    images: Tensor = vae.decode(latents / vae.config.scaling_factor).sample
+    return images
+
+
 class LatentDiffusion:
     """UNet, solver and decoder, and the way from noise to images.
 
     Args:
         net: diffusers' UNet.
-        decoder: a VAE: AutoencoderKL, AutoencoderTiny or VQModel.
+        decoder: a VAE.
         scheduler: the solver.
         settings: how to sample.
+        decode: how the decoder turns latents into images.
 
     Raises:
         UserError: the size does not suit the networks.
     """
 
-    def __init__(self, net: Any, decoder: Any, scheduler: Any, settings: LatentSettings) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        net: Any,
+        decoder: Any,
+        scheduler: Any,
+        settings: LatentSettings,
+        decode: Callable[[Any, Tensor], Tensor] = decoded_by_vae,
+    ) -> None:
+        self.settings, self._decode = settings, decode
         self.unet = Unet(net, reuse=settings.reuse, compiled=settings.compile)
         self.scheduler = scheduler
         self._decoder = decoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -120,7 +134,7 @@ class LatentDiffusion:
         if self.unet.net.dtype == torch.float32:
             return self
         net, decoder = (copy.deepcopy(part).float() for part in (self.unet.net, self._decoder))
-        return LatentDiffusion(net, decoder, self.scheduler, self.settings)
+        return LatentDiffusion(net, decoder, self.scheduler, self.settings, self._decode)
 
     def images(
         self,
@@ -180,9 +194,8 @@ class LatentDiffusion:
         return self._rows - count
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        decoder = self._decoder
-        scaled = (latents / getattr(decoder.config, "scaling_factor", 1.0)).to(decoder.dtype)
-        return torch.cat([decoder.decode(part).sample.float() for part in scaled.split(DECODED_AT_ONCE)])
+        parts = latents.to(self._decoder.dtype).split(DECODED_AT_ONCE)
+        return torch.cat([self._decode(self._decoder, part).float() for part in parts])
 
 
 def _padded(x: Any, spare: int) -> Any:

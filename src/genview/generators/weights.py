@@ -150,6 +150,8 @@ def read_solver(folder: Path, solver: str) -> Any:
     found = read_scheduler(getattr(diffusers, SOLVERS[solver]), folder)
     if solver in ("ddim", "lcm"):  # they would clip to [-1, 1], which is right for pixels and wrong for latents
         found.register_to_config(clip_sample=False)
+    if solver == "dpm":  # it would look for a predicted variance in the last of three channels, as pixels have
+        found.register_to_config(variance_type=None)
     return found
 
 
