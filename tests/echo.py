@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class Echo:
         self.exacts += 1
         return Echo(black=self.exactly_black) if self.black else self
 
-    def to(self, _device: object) -> Echo:
+    def to(self, device: torch.device | str) -> Self:  # noqa: ARG002
         return self
 
 

@@ -139,8 +139,8 @@ def test_black_views_are_made_again_in_float32_and_then_recorded(tmp_path: Path)
     assert views.find(key(5), 0) is None
     plain = make(tmp_path / "plain", replace(PNG, shard=4))
     for i in (2, 6):
-        pair = [np.asarray(table.find(key(i), 0)[0]) for table in (views, plain)]  # type: ignore[index]
-        assert np.array_equal(*pair)
+        mended, healthy = (np.asarray(table.find(key(i), 0)[0]) for table in (views, plain))  # type: ignore[index]
+        assert np.array_equal(mended, healthy)
 
 
 def test_images_are_encoded_beside_the_sampling_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
