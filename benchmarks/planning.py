@@ -119,9 +119,15 @@ def idle(_folder: Path) -> dict[str, float]:
 
 
 def peak() -> float:
-    """Return the highest resident memory of this process so far, in MB of 10⁶ bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    """Return the highest resident memory of this process so far, in MB of 10⁶ bytes.
+
+    On Linux by /proc: what getrusage says includes the parent's, of which a process is a copy when it starts.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def alone(step: Callable[[Path], object], folder: Path) -> dict[str, float]:
@@ -131,7 +137,7 @@ def alone(step: Callable[[Path], object], folder: Path) -> dict[str, float]:
     process = context.Process(target=_send, args=(theirs, step, folder))
     process.start()
     theirs.close()
-    measured: dict[str, float] = ours.recv()
+    measured = ours.recv()
     process.join()
     return {name: round(value, 4) for name, value in measured.items()}
 
@@ -151,10 +157,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         make_analysis(folder, rows)
-        for what, step in (("plan", plan_all), ("made-up shards", make_sidecars), ("merge", merge_all)):
-            print(f"{what} …", flush=True)
-            found |= alone(step, folder)
-        for step in (open_all, resume_all, idle):
+        steps: tuple[Callable[[Path], object], ...] = (plan_all, make_sidecars, merge_all, open_all, resume_all, idle)
+        for step in steps:
+            print(f"{step.__name__} …", flush=True)
             found |= alone(step, folder)
     print(json.dumps(found))
 
