@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from genview.generators import Unclip, UnclipSettings
-from genview.generators.generate import encoded
+from genview.generators.shard import encoded
 from genview.images import square
 from unclip_shapes import FULL, TENTH, random_pipeline
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from conftest import Painted
-from genview.encoders import BackboneSettings, Encoded, TokenEncoder, TokenEncoderSettings
+from echo import Echo, analysed, files, key, make, planned, sidecars
+from genview.encoders import BackboneSettings, TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
-from genview.generators import EmbeddedSettings, GenerateSettings, Job, Text, ViewTable, generate
+from genview.generators import EmbeddedSettings, GenerateSettings, Maker, shard
 from genview.generators.fit import FitSettings, fit
-from genview.generators.sampler import noise_for
+from genview.generators.generate import finish, in_this_process
+from genview.generators.shard import encoded, run_shard
 from genview.generators.token_diffusion import NetworkSettings
 from genview.generators.windows import Windows
-from genview.noise import Adaptive
 from genview.seeds import seed_of
+from genview.store import read_table
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}, stem_stride=2)
 ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, condition_from=(0, 2), channels=4)
@@ -35,120 +37,123 @@ FIT = FitSettings(
     device="cpu",
 )
 
-
-class Echo:
-    """A generator without a network: its views are the seed's noise around the condition's mean."""
-
-    name = "echo"
-    size = 8
-
-    def __init__(self) -> None:
-        self.encoder = self
-        self.calls = 0
-
-    def encode(self, images: Tensor) -> Encoded:
-        flat = images.flatten(1)[:, :4]
-        return Encoded(flat[:, None], flat, (1, 1))
-
-    def sample(
-        self,
-        condition: Tensor,  # noqa: ARG002
-        level: Tensor,
-        guidance: Tensor,
-        seeds: Sequence[int],
-        texts: Sequence[Text] | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        self.calls += 1
-        noise = noise_for(seeds, (3, self.size, self.size), "latent") * level.view(-1, 1, 1, 1) / 400
-        return ((noise + guidance.view(-1, 1, 1, 1)).clamp(0, 1) * 255).to(torch.uint8)
-
-    def exact(self) -> Echo:
-        return self
-
-
-def job(count: int = 10, **changes: object) -> Job:
-    chance = np.random.default_rng(0)
-    made = Job(
-        keys=[f"folder/ä {i}.png" for i in range(count)],
-        ratio=chance.uniform(size=count).astype(np.float32),
-        embedding=chance.normal(size=(count, 4)).astype(np.float16),
-        policy=Adaptive(),
-        guidance=0.5,
-        batch=4,
-        seed=7,
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-def quiet(_what: str, _done: int, _total: int, _note: str) -> None:
-    return
-
-
-def make(folder: Path, job_: Job, settings: GenerateSettings, generator: Echo | None = None) -> ViewTable:
-    generate(job_, generator or Echo(), settings, folder, identity={"a": 1}, tell=quiet)  # type: ignore[arg-type]
-    return ViewTable(folder)
+PNG = GenerateSettings(format="png")
 
 
 def test_every_image_gets_its_views_with_its_own_level_and_seed(tmp_path: Path) -> None:
-    views = make(tmp_path, job(), GenerateSettings(draws=2, shard=7, format="png"))
-    rows = views.rows
+    views = make(tmp_path / "views", replace(PNG, draws=2, shard=7))
+    rows, ratios = sidecars(views.folder), read_table(sorted((tmp_path / "analysis").glob("*")))
     assert len(views) == 20
-    assert sorted(zip(rows["key"], rows["draw"], strict=True)) == [(k, d) for k in sorted(job().keys) for d in (0, 1)]
-    for key, draw, level, seed in zip(rows["key"], rows["draw"], rows["level"], rows["seed"], strict=True):
-        ratio = job().ratio[job().keys.index(key)]
+    assert sorted(zip(rows["key"], rows["draw"], strict=True)) == sorted(
+        (key(i), d) for i in range(10) for d in (0, 1)
+    )
+    assert set(rows["status"]) == {"made"}
+    for name, draw, level, seed in zip(rows["key"], rows["draw"], rows["level"], rows["seed"], strict=True):
+        ratio = ratios["ratio"][list(ratios["key"]).index(name)]
         assert level == min(400, 100 * int(np.ceil(ratio / 0.2) - 1))
-        assert seed == seed_of(7, key, int(draw), "view")
+        assert seed == seed_of(7, name, int(draw), "view")
+
+
+def test_all_draws_of_an_image_lie_in_one_shard_and_none_is_left_over(tmp_path: Path) -> None:
+    make(tmp_path / "views", replace(PNG, draws=3, shard=7))
+    rows = sidecars(tmp_path / "views")
+    assert len(rows["key"]) == 30
+    for i in range(10):
+        assert len(set(rows["shard"][rows["key"] == key(i)])) == 1
+    sizes = np.unique(rows["shard"], return_counts=True)[1]
+    assert sizes.tolist() == [6, 6, 6, 6, 6]
 
 
 def test_views_do_not_depend_on_shards_batches_or_order(tmp_path: Path) -> None:
-    one = make(tmp_path / "one", job(), GenerateSettings(shard=10, format="png"))
-    other_job = job()
-    order = np.random.default_rng(1).permutation(10)
-    shuffled = replace(
-        other_job,
-        keys=[other_job.keys[i] for i in order],
-        ratio=other_job.ratio[order],
-        embedding=other_job.embedding[order],
-        batch=3,
-    )
-    two = make(tmp_path / "two", shuffled, GenerateSettings(shard=4, format="png"))
-    for key in other_job.keys:
-        (a, level_a), (b, level_b) = one.find(key, 0), two.find(key, 0)  # type: ignore[misc]
+    one = make(tmp_path / "one" / "views", replace(PNG, shard=10))
+    analysed(tmp_path / "two" / "analysis", part=3, order=np.random.default_rng(1).permutation(10).tolist())
+    two = make(tmp_path / "two" / "views", replace(PNG, shard=4), batch=3)
+    for i in range(10):
+        (a, level_a), (b, level_b) = one.find(key(i), 0), two.find(key(i), 0)  # type: ignore[misc]
         assert np.array_equal(np.asarray(a), np.asarray(b))
         assert level_a == level_b
 
 
+def test_bytes_are_the_same_at_the_same_batch_size(tmp_path: Path) -> None:
+    make(tmp_path / "one", GenerateSettings(shard=4))
+    make(tmp_path / "two", GenerateSettings(shard=4))
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
 def test_a_resumed_run_makes_what_is_missing_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
     settings = GenerateSettings(shard=4)
-    make(tmp_path / "whole", job(), settings)
-    make(tmp_path / "cut", job(), settings)
-    for stale in ("part-00001.parquet", "part-00002.tar", "part-00002.parquet"):
-        (tmp_path / "cut" / stale).unlink()
+    make(tmp_path / "whole", settings)
+    make(tmp_path / "cut", settings)
+    for name in ("part-00001.parquet", "part-00002.parquet", next((tmp_path / "cut").glob("part-00002-*.tar")).name):
+        (tmp_path / "cut" / name).unlink()
     (tmp_path / "cut" / ".part-00001.tar.1.part").write_bytes(b"half")
-    counted = Echo()
-    make(tmp_path / "cut", job(), settings, counted)
-    assert counted.calls == 2, "one batch for each of the two shards without a table"
-    names = sorted(p.name for p in (tmp_path / "whole").iterdir())
-    assert names == sorted(p.name for p in (tmp_path / "cut").iterdir())
-    for name in names:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    echo = Echo()
+    make(tmp_path / "cut", settings, echo)
+    assert echo.calls == [4, 2], "one batch for each of the two shards without a table"
+    assert files(tmp_path / "whole") == files(tmp_path / "cut")
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    make(tmp_path / "views", GenerateSettings(shard=4))
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "views").rglob("*")}
+    echo = Echo()
+    make(tmp_path / "views", GenerateSettings(shard=4), echo)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "views").rglob("*")} == before
+    assert echo.calls == []
+
+
+def test_progress_counts_views_and_starts_where_the_last_run_stopped(tmp_path: Path) -> None:
+    plan = planned((analysed(tmp_path / "analysis") and tmp_path / "views"), GenerateSettings(shard=4))
+    run_shard(plan, 1, Maker(Echo(), 4))
+    told: list[tuple[str, int, int]] = []
+    finish(plan, in_this_process(Maker(Echo(), 3)), lambda what, done, total, _: told.append((what, done, total)))
+    assert [done for what, done, total in told if what == "generate" and total == 10] == [7, 8, 8, 10, 10]
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
-    make(tmp_path, job(), GenerateSettings(shard=4))
+    make(tmp_path / "views", GenerateSettings(shard=4))
     with pytest.raises(UserError, match="shard: there 4, now 5"):
-        make(tmp_path, job(), GenerateSettings(shard=5))
+        make(tmp_path / "views", GenerateSettings(shard=5))
 
 
-def test_finding_views(tmp_path: Path) -> None:
-    views = make(tmp_path, job(3), GenerateSettings(draws=2))
-    assert views.find("absent", 0) is None
-    pixels = [np.asarray(views.find(job().keys[1], n)[0]) for n in range(3)]  # type: ignore[index]
-    assert np.array_equal(pixels[0], pixels[2])
-    assert not np.array_equal(pixels[0], pixels[1])
-    assert views.missing([*job(3).keys, "absent"]) == 1
-    with pytest.raises(UserError, match="run `genview generate` first"):
-        ViewTable(tmp_path / "nothing")
+def test_memory_that_does_not_suffice_halves_the_batch_for_good(tmp_path: Path) -> None:
+    plain = make(tmp_path / "plain", replace(PNG, shard=5))
+    echo = Echo(room=3)
+    small = make(tmp_path / "small", replace(PNG, shard=5), echo, batch=8)
+    assert echo.calls == [2, 2, 1, 2, 2, 1]
+    assert files(plain.folder) == files(small.folder)
+    with pytest.raises(UserError, match="One view at once does not fit"):
+        make(tmp_path / "none", PNG, Echo(room=0))
+
+
+def test_black_views_are_made_again_in_float32_and_then_recorded(tmp_path: Path) -> None:
+    bad = [seed_of(7, key(i), 0, "view") for i in (2, 5, 6)]
+    echo = Echo(black=bad, exactly_black=bad[1:2])
+    views = make(tmp_path / "views", replace(PNG, shard=4), echo)
+    assert echo.exacts == 1, "once for a worker, not for a row"
+    rows = sidecars(views.folder)
+    failed = {str(name) for name in rows["key"][rows["status"] == "failed"]}
+    assert failed == {key(5)}
+    assert rows["length"][rows["status"] == "failed"].tolist() == [0]
+    assert (views.made, views.failed, views.dropped, len(views)) == (9, 1, 0, 9)
+    assert views.find(key(5), 0) is None
+    plain = make(tmp_path / "plain", replace(PNG, shard=4))
+    for i in (2, 6):
+        mended, healthy = (np.asarray(table.find(key(i), 0)[0]) for table in (views, plain))  # type: ignore[index]
+        assert np.array_equal(mended, healthy)
+
+
+def test_images_are_encoded_beside_the_sampling_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+
+    def noted(view: Tensor, format_: str) -> bytes:
+        threads.add(threading.get_ident())
+        return encoded(view, format_)
+
+    monkeypatch.setattr(shard, "encoded", noted)
+    make(tmp_path / "views", PNG)
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 def trained(folder: Path, stop_at: int = 0, count: int = 16) -> list[float]:

@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits
 from genview.errors import UserError
 from genview.images.source import UnreadableImage
 from genview.report import Result, gallery, results, write_page
-from genview.report.collect import series, spread, table
+from genview.report.collect import collect, series, spread, table
 from genview.report.words import label, outcome, points
-from genview.store import Measure, RunFolder, write_json, write_table, write_tar
+from genview.store import Measure, RunFolder, read_table, write_json, write_table, write_tar
 
 SECTIONS = ["results", "views", "foreground", "pairs", "histograms", "curves", "quarantine", "experiment"]
 HOSTILE = "<script>alert(1)</script>/\"'><img src=x onerror=alert(2)>.png"
@@ -103,6 +103,7 @@ def add_views(run: RunFolder) -> None:
         {
             "key": [key(i) for i in range(COUNT)],
             "level": np.where(np.arange(COUNT) < 12, 0, 300).astype(np.int32),
+            "status": ["made"] * COUNT,
             "shard": ["part-00000.tar"] * COUNT,
             "offset": np.array([offset for offset, _ in places]),
             "length": np.array([length for _, length in places]),
@@ -358,7 +359,7 @@ def test_levels_are_counted(run: RunFolder) -> None:
 
 def test_many_levels_give_a_few_rows_and_a_histogram(run: RunFolder) -> None:
     part = run.views / "part-00000.parquet"
-    columns = table(run.views, ["key", "shard", "offset", "length", "score"])
+    columns = table(run.views, ["key", "status", "shard", "offset", "length", "score"])
     assert columns is not None
     write_table(part, {**columns, "level": np.arange(COUNT) * 50})
     write_page(run, Digits())
@@ -440,3 +441,16 @@ def test_equal_runs_give_equal_pages(run: RunFolder) -> None:
     first = write_page(run, Digits()).read_bytes()
     assert write_page(run, Digits()).read_bytes() == first
     assert json.loads((run.analysis / "summary.json").read_text())["threshold"] == 0.12345678
+
+
+def test_dropped_views_are_not_drawn_and_not_counted(run: RunFolder) -> None:
+    part = run.views / "part-00000.parquet"
+    columns = read_table(part)
+    columns["status"] = np.where(np.arange(COUNT) < 12, "made", "dropped").astype(object)
+    write_table(part, columns)
+    material = collect(run)
+    assert material.generated == 12
+    assert material.views is not None
+    assert set(material.views["level"]) == {0}
+    write_json(run.views / "summary.json", {"planned": 20, "made": 11, "dropped": 9})
+    assert collect(run).generated == 11, "the summary of a finished stage counts, not its parts"

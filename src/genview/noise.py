@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -87,11 +88,15 @@ class FromFile:
         Raises:
             UserError: the file cannot be read, names a key twice, or leaves one out.
         """
-        table = _read_levels(self.file)
+        table = self._table
         absent = [key for key in keys if key not in table]
         if absent:
             raise UserError(f"{self.file} gives no level for {len(absent)} images, the first being '{absent[0]}'.")
         return np.array(_checked([table[key] for key in keys]), dtype=np.int64)
+
+    @cached_property
+    def _table(self) -> dict[str, int]:
+        return _read_levels(self.file)
 
 
 NoisePolicy = Adaptive | Constant | Random | FromFile

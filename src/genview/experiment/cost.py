@@ -10,7 +10,7 @@ import torch
 from genview.encoders.backbone import Backbone
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
-from genview.generators.generate import encoded
+from genview.generators.shard import encoded
 from genview.generators.trial import batch_for, trial
 from genview.images import batches
 from genview.training.duration import steps_of

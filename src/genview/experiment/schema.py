@@ -12,7 +12,7 @@ from genview.errors import nearest
 from genview.evaluation import Evaluation, Knn, Linear
 from genview.foreground import AnalyseSettings
 from genview.generators import GeneratorSettings
-from genview.generators.generate import GenerateSettings
+from genview.generators.settings import GenerateSettings
 from genview.images import ImageSettings
 from genview.methods import Method, MoCoV2
 from genview.noise import Adaptive, NoisePolicy

@@ -17,7 +17,9 @@ from genview.evaluation import Reading, evaluate, extract, knn_accuracy, split
 from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, QualitySettings, essential
 from genview.foreground import Analysis, Direction, Looking, analyse, fit_direction
-from genview.generators import Generator, Job, ViewTable, generate
+from genview.generators import Generator, Job, Maker, Text, UnclipSettings, ViewTable, make_plan
+from genview.generators.generate import finish, in_this_process
+from genview.generators.scores import SOURCES, embed_sources
 from genview.generators.trial import batch_for
 from genview.images import ImageSource, Subset
 from genview.pairs import FindView, Pairs
@@ -113,22 +115,31 @@ class Stages:
 
     def generate(self, tell: Tell) -> None:
         """Views of every analysed image."""
-        rows = Analysis(self.run.analysis).rows()
-        settings = self.experiment.generator
-        generator = self.generator
+        generator, device, settings = self.generator, self.device, self.experiment.generator
         assert settings is not None
+        Analysis(self.run.analysis).check()
         job = Job(
-            keys=list(rows["key"]),
-            ratio=rows["ratio"],
-            embedding=rows["embedding"],
+            analysis=self.run.analysis,
             policy=self.experiment.noise,
             guidance=settings.guidance,
-            batch=batch_for(generator, settings.batch, self.device),
             seed=self.experiment.seed,
+            text=Text(settings.prompt, settings.negative) if isinstance(settings, UnclipSettings) else Text(),
         )
         resolved = essential(dump(self.experiment))
         identity = {name: resolved[name] for name in ("images", "generator", "foreground", "noise", "seed")}
-        generate(job, generator, self.experiment.generate, self.run.views, identity=identity, tell=tell)
+        maker = Maker(generator, batch_for(generator, settings.batch, device), encoder=self._judge(), device=device)
+        plan = make_plan(job, self.experiment.generate, self.run.views, identity=identity, tell=tell)
+        if maker.encoder is not generator.encoder:
+            looking = self._looking(maker.encoder, tell)
+            embed_sources(looking, self.run.analysis, self.run.views / SOURCES, identity=identity)
+        finish(plan, in_this_process(maker), tell)
+
+    def _judge(self) -> FrozenEncoder | None:
+        """The encoder that scores views, where it is not the generator's own."""
+        scores = self.experiment.generate.scores
+        if scores is None or scores.encoder == "generator":
+            return None
+        return load_frozen(scores.encoder).to(self.device)
 
     def pretrain(self, tell: Tell) -> None:
         """Train the backbone, and the baseline if the experiment wants one."""

@@ -65,6 +65,18 @@ class Analysis:
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
+    def check(self) -> None:
+        """Check that the stage has come to its end.
+
+        Raises:
+            UserError: it has not.
+        """
+        claimed, parts = self.folder / "settings.json", len(list(self.folder.glob("part-*.parquet")))
+        wanted = json.loads(claimed.read_text()) if claimed.exists() else {"images_found": 1, "part": 1}
+        # A part none of whose images can be read is not written: then the examples, written last, decide.
+        if parts < -(-wanted["images_found"] // wanted["part"]) and not (self.folder / "examples.npz").exists():
+            raise UserError(f"{self.folder} holds no finished analysis: run `genview analyse` first.")
+
     def direction(self) -> Direction:
         """Direction, pointing to the foreground."""
         return Direction.load(self.folder / "direction.safetensors")

@@ -1,10 +1,14 @@
 """Generators of views. A new one is a file and a place in this union of settings."""
 
 from genview.generators.embedded import Embedded, EmbeddedSettings
-from genview.generators.generate import GenerateSettings, Job, generate
+from genview.generators.generate import generate
 from genview.generators.generator import Generator, Text
 from genview.generators.img2img import Img2Img, Img2ImgSettings
 from genview.generators.kandinsky import Kandinsky, KandinskySettings
+from genview.generators.maker import Maker
+from genview.generators.plan import Plan
+from genview.generators.planning import Job, make_plan
+from genview.generators.settings import FilterSettings, GenerateSettings, ScoreSettings
 from genview.generators.unclip import Unclip, UnclipSettings
 from genview.generators.views import ViewTable
 
@@ -13,6 +17,7 @@ GeneratorSettings = EmbeddedSettings | UnclipSettings | Img2ImgSettings | Kandin
 __all__ = [
     "Embedded",
     "EmbeddedSettings",
+    "FilterSettings",
     "GenerateSettings",
     "Generator",
     "GeneratorSettings",
@@ -21,9 +26,13 @@ __all__ = [
     "Job",
     "Kandinsky",
     "KandinskySettings",
+    "Maker",
+    "Plan",
+    "ScoreSettings",
     "Text",
     "Unclip",
     "UnclipSettings",
     "ViewTable",
     "generate",
+    "make_plan",
 ]

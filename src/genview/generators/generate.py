@@ -1,161 +1,77 @@
-"""The generate stage: one table of conditions in, shards of views out; no image is read."""
+"""The generate stage: an immutable plan, shards that are made in any order by anyone, and one merged store."""
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
+from genview.errors import UserError
+from genview.generators.maker import Maker
+from genview.generators.merge import merge, merged, unfinished
+from genview.generators.plan import Plan, Tell
+from genview.generators.planning import Job, make_plan
+from genview.generators.settings import GenerateSettings
+from genview.generators.shard import run_shard
 
-from genview.generators.generator import Generator
-from genview.noise import NoisePolicy
-from genview.seeds import seed_of
-from genview.store import claim, sweep, write_table, write_tar
-from genview.store.table import Column
+ROUNDS = 3
+"""How often shards are made, at most: one that is damaged each time is not the work of chance."""
 
-Tell = Callable[[str, int, int, str], None]
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """Views per image, views per shard, and how they are stored ('jpeg' at quality 95, or lossless 'png')."""
-
-    draws: int = 1
-    shard: int = 512
-    format: Literal["jpeg", "png"] = "jpeg"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What there is to make: the analysed images and how each is to vary.
-
-    `keys` N, `ratio` N and `embedding` N×E come from the analysis; `guidance` and `batch` from the generator.
-    """
-
-    keys: Sequence[str]
-    ratio: np.ndarray
-    embedding: np.ndarray
-    policy: NoisePolicy
-    guidance: float
-    batch: int
-    seed: int
+Launch = Callable[[Plan, list[int], Tell], None]
+"""Makes the given shards of a plan, wherever and in whatever order."""
 
 
 def generate(
     job: Job,
-    generator: Generator,
+    maker: Maker,
     settings: GenerateSettings,
     folder: Path,
     *,
     identity: Mapping[str, object],
     tell: Tell,
 ) -> None:
-    """Make `draws` views of every image, shard by shard, leaving out the shards that are already there.
+    """Make `draws` views of every analysed image in this process, leaving out the shards that are there.
 
-    A shard is a tar of images and, written after it, a Parquet part that says where each view lies; the part
-    marks the shard as done. Seeds come from run seed, key and draw, so no view depends on shards or batches.
+    Seeds come from run seed, key and draw, so no view depends on shards or batches.
 
     Raises:
-        UserError: the folder holds views of other settings (`identity`), or the disk is full.
+        UserError: see `make_plan`, `run_shard` and `finish`.
     """
-    claim(folder, {**identity, "shard": settings.shard, "draws": settings.draws, "format": settings.format})
-    sweep(folder)
-    total = len(job.keys) * settings.draws
-    for number, start in enumerate(range(0, total, settings.shard)):
-        part = folder / f"part-{number:05d}.parquet"
-        numbers = range(start, min(start + settings.shard, total))
-        if not part.exists():
-            rows = _rows(job, numbers, settings.draws)
-            views, scores = _sampled(job, generator, rows, _from(start, total, tell))
-            _write_shard(rows, views, scores, job, settings, part)
-        tell("generate", numbers.stop, total, "")
+    plan = make_plan(job, settings, folder, identity=identity, tell=tell)
+    finish(plan, in_this_process(maker), tell)
+
+
+def finish(plan: Plan, launch: Launch, tell: Tell) -> None:
+    """Have the unfinished shards of a plan made and merge the store; nothing is done where it is merged already.
+
+    Raises:
+        UserError: a shard was found damaged every time it was made.
+    """
+    bad: list[int] = []
+    for _ in range(ROUNDS):
+        if merged(plan):
+            return
+        launch(plan, unfinished(plan), tell)
+        bad = merge(plan, tell)
+        if not bad:
+            return
+    raise UserError(
+        f"{len(bad)} shards in {plan.folder} were damaged each of the {ROUNDS} times they were made, such as "
+        f"{plan.sidecar(bad[0]).name}. The disk or the network file system loses what is written to it."
+    )
+
+
+def in_this_process(maker: Maker) -> Launch:
+    """Return a launch that makes one shard after another with `maker`."""
+
+    def launch(plan: Plan, shards: list[int], tell: Tell) -> None:
+        done = plan.views - sum(len(plan.images_of(shard)) for shard in shards) * plan.draws
+        for shard in shards:
+            run_shard(plan, shard, maker, _from(done, plan.views, tell))
+            done += len(plan.images_of(shard)) * plan.draws
+            tell("generate", done, plan.views, "")
+
+    return launch
 
 
 def _from(start: int, total: int, tell: Tell) -> Callable[[int], None]:
     return lambda done: tell("generate", start + done, total, "")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The views of one shard: index of each one's image, its draw, key, seed and noise level."""
-
-    images: np.ndarray
-    draws: np.ndarray
-    keys: list[str]
-    seeds: list[int]
-    levels: np.ndarray
-
-
-def _rows(job: Job, numbers: range, draws_each: int) -> Rows:
-    """Plan the views `numbers` of a job in which every image has `draws_each` views, one after another."""
-    images, draws = np.divmod(np.arange(numbers.start, numbers.stop), draws_each)
-    keys = [job.keys[i] for i in images]
-    levels = np.empty(len(keys), dtype=np.int64)
-    for draw in range(draws_each):
-        chosen = np.flatnonzero(draws == draw)
-        names = [keys[i] for i in chosen]
-        levels[chosen] = job.policy.levels_of(names, job.ratio[images[chosen]], draw=draw, seed=job.seed)
-    seeds = [seed_of(job.seed, key, int(draw), "view") for key, draw in zip(keys, draws, strict=True)]
-    return Rows(images, draws, keys, seeds, levels)
-
-
-def _sampled(job: Job, generator: Generator, rows: Rows, tell: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-    """Make the views of `rows`, uint8 M×3×H×W, and the cosine similarity M of the embeddings of view and source."""
-    views, scores = [], []
-    for start in range(0, len(rows.keys), job.batch):
-        cut = slice(start, start + job.batch)
-        condition = torch.from_numpy(job.embedding[rows.images[cut]].astype(np.float32))
-        guidance = torch.full((len(condition),), job.guidance)
-        made = generator.sample(condition, torch.from_numpy(rows.levels[cut]), guidance, rows.seeds[cut])
-        embedding = generator.encoder.encode(made.float() / 255).embedding.cpu()
-        views.append(made)
-        scores.append(F.cosine_similarity(embedding, condition))
-        tell(start + len(made))
-    return torch.cat(views), torch.cat(scores)
-
-
-def _write_shard(rows: Rows, views: Tensor, scores: Tensor, job: Job, settings: GenerateSettings, part: Path) -> None:
-    """Write the tar, then the table that marks it as done."""
-    extension = {"jpeg": "jpg"}.get(settings.format, settings.format)
-    members = []
-    for i, view in enumerate(views):
-        name = f"{part.stem}-{i:06d}"
-        about = {
-            "key": rows.keys[i],
-            "draw": int(rows.draws[i]),
-            "level": int(rows.levels[i]),
-            "seed": rows.seeds[i],
-        }
-        members += [
-            (f"{name}.{extension}", encoded(view, settings.format)),
-            (f"{name}.json", json.dumps(about, ensure_ascii=False).encode()),
-        ]
-    tar = part.with_suffix(".tar")
-    places = np.array(write_tar(tar, members)[::2], dtype=np.int64)
-    columns: dict[str, Column] = {
-        "key": rows.keys,
-        "draw": rows.draws.astype(np.int32),
-        "level": rows.levels.astype(np.int32),
-        "seed": np.array(rows.seeds, dtype=np.int64),
-        "guidance": np.full(len(views), job.guidance, dtype=np.float32),
-        "shard": [tar.name] * len(views),
-        "offset": places[:, 0],
-        "length": places[:, 1],
-        "score": scores.numpy(),
-    }
-    write_table(part, columns)
-
-
-def encoded(view: Tensor, format_: str) -> bytes:
-    """Return a view, uint8 3×S×S, as the bytes of an image file."""
-    buffer = io.BytesIO()
-    Image.fromarray(view.permute(1, 2, 0).numpy()).save(buffer, format_, quality=95)
-    return buffer.getvalue()

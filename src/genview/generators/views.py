@@ -2,51 +2,96 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from genview.errors import UserError
+from genview.generators.merge import INDEX, SHARDS, SUMMARY, TAR, digests
 from genview.images.decode import decode
-from genview.store import read_at, read_table
-
-COLUMNS = ("key", "draw", "level", "seed", "guidance", "shard", "offset", "length", "score")
+from genview.store import read_at, read_mapped
 
 
 class ViewTable:
-    """Every generated view of a folder: its key, draw, level and place; images are read when asked for.
+    """The generated views of a merged folder, found by key; nothing is read before it is asked for.
+
+    `levels`, `scores`, `diversity` and `draws` have one value per view, in the order of rows; `planned`, `made`,
+    `dropped` and `failed` count views. Pickled, it is its folder: a worker process maps the index anew.
 
     Raises:
-        UserError: the folder holds no finished part.
+        UserError: the stage has not finished, or its index is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        parts = sorted(folder.glob("part-*.parquet"))
-        if not parts:
-            raise UserError(f"{folder} holds no generated views: run `genview generate` first.")
-        self.rows = read_table(parts)
-        order = np.argsort(self.rows["key"].astype(str), kind="stable")
-        self._keys = self.rows["key"].astype(str)[order]
-        self._order = order
+        if not (folder / SUMMARY).exists():
+            what = "is not finished" if any(folder.glob("part-*")) else "holds no generated views"
+            raise UserError(f"{folder} {what}: run `genview generate` first.")
+        columns = {name: column.to_numpy() for name, column in read_mapped(folder / INDEX).items()}
+        self._high, self._low = columns["high"], columns["low"]
+        self._shard, self._offset, self._length = columns["shard"], columns["offset"], columns["length"]
+        self.levels, self.draws = columns["level"], columns["draw"]
+        self.scores, self.diversity = columns["score"], columns["diversity"]
+        self._shards = _names(folder / SHARDS)
+        summary = json.loads((folder / SUMMARY).read_text())
+        self.planned, self.made, self.dropped, self.failed = (
+            int(summary[name]) for name in ("planned", "made", "dropped", "failed")
+        )
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._high)
+
+    def __reduce__(self) -> tuple[type[ViewTable], tuple[Path]]:
+        return ViewTable, (self.folder,)
+
+    def rows(self, key: str) -> range:
+        """Return the rows of the made views of `key`, by draw."""
+        high, low = (half[0] for half in digests([key]))
+        first, last = np.searchsorted(self._high, high, "left"), np.searchsorted(self._high, high, "right")
+        start, stop = (np.searchsorted(self._low[first:last], low, side) for side in ("left", "right"))
+        return range(int(first + start), int(first + stop))
 
     def find(self, key: str, number: int) -> tuple[Image.Image, int] | None:
         """Return the view of `key` that `number` picks among its draws, and its level; None where there is none."""
-        first, last = (int(np.searchsorted(self._keys, key, side)) for side in ("left", "right"))
-        if first == last:
-            return None
-        return self.view(int(self._order[first + number % (last - first)]))
+        rows = self.rows(key)
+        return self.view(rows[number % len(rows)]) if rows else None
 
     def view(self, row: int) -> tuple[Image.Image, int]:
-        """Return the view of a row, RGB, and its level."""
-        shard = self.folder / str(self.rows["shard"][row])
-        data = read_at(shard, int(self.rows["offset"][row]), int(self.rows["length"][row]))
-        return decode(data), int(self.rows["level"][row])
+        """Return the view of a row, RGB, and its level.
 
-    def missing(self, keys: list[str]) -> int:
-        """Count the keys that have no view."""
-        return len(set(keys) - set(self._keys.tolist()))
+        Raises:
+            UserError: its shard is gone or cut short.
+        """
+        shard, length = self.folder / self._shards[self._shard[row]], int(self._length[row])
+        try:
+            data = read_at(shard, int(self._offset[row]), length)
+        except FileNotFoundError:
+            data = b""
+        if len(data) < length:
+            raise UserError(f"{shard} is gone or cut short: run `genview generate`, which makes it anew.")
+        return decode(data), int(self.levels[row])
+
+    def missing(self, keys: Sequence[str]) -> int:
+        """Count the different keys that have no view."""
+        high, low = digests(set(keys))
+        first, last = np.searchsorted(self._high, high, "left"), np.searchsorted(self._high, high, "right")
+        lows = self._low[np.minimum(first, len(self) - 1)] if len(self) else np.zeros_like(low)
+        there = (last > first) & (lows == low)
+        # Where two keys share the upper half, the lower half of the second is not the first to be found.
+        for i in np.flatnonzero((last > first) & ~there):
+            there[i] = low[i] in self._low[first[i] : last[i]]
+        return int((~there).sum())
+
+
+def _names(path: Path) -> list[str]:
+    """Read the names of the shards; only such as lie in the folder itself."""
+    try:
+        names = [str(name) for name, _ in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it and run `genview generate` again.") from error
+    if strange := [name for name in names if not TAR.fullmatch(name)]:
+        raise UserError(f"{path} names '{strange[0]}', which is no shard. Delete it and run `genview generate`.")
+    return names

@@ -72,7 +72,8 @@ def series(measures: Sequence[Measure], prefix: str) -> Series:
 class Material:
     """All that a page is made from. Tables and arrays are None where their stage has not run.
 
-    `views`: columns key, level, shard, offset, length, score of at most `MOST_PARTS` parts; `ratios` too.
+    `views`: columns key, level, shard, offset, length, score of the made views of at most `MOST_PARTS` parts;
+    `ratios` too. `generated` counts made views.
     `maps` and `pairs`: the arrays of analysis/examples.npz and pairs/examples.npz.
     """
 
@@ -117,10 +118,10 @@ def collect(run: RunFolder) -> Material:
         summary=json.loads(summary.read_text()) if summary.exists() else None,
         ratios=None if ratios is None else ratios["ratio"].astype(np.float64),
         maps=arrays(run.analysis / "examples.npz"),
-        views=table(run.views, ["key", "level", "shard", "offset", "length", "score"]),
+        views=made_views(run.views),
         pairs=arrays(run.pairs / "examples.npz"),
         analysed=rows(run.analysis),
-        generated=rows(run.views),
+        generated=made(run.views),
         quarantined=quarantined(run),
         experiment=run.experiment.read_text() if run.experiment.exists() else None,
     )
@@ -136,6 +137,27 @@ def rows(folder: Path) -> int:
     import pyarrow.parquet as pq
 
     return sum(pq.read_metadata(part).num_rows for part in parts(folder))
+
+
+def made(folder: Path) -> int:
+    """Count the made views: by the summary where the stage has finished, by the finished shards otherwise."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    summary = folder / "summary.json"
+    if summary.exists():
+        return int(json.loads(summary.read_text())["made"])
+    columns = (pq.read_table(part, columns=["status"], partitioning=None).column(0) for part in parts(folder))
+    return sum(pc.sum(pc.equal(column, "made")).as_py() for column in columns)
+
+
+def made_views(folder: Path) -> Columns | None:
+    """Return what the page needs of the made views, as `table` does."""
+    found = table(folder, ["key", "level", "status", "shard", "offset", "length", "score"])
+    if found is None:
+        return None
+    kept = found.pop("status") == "made"
+    return {name: column[kept] for name, column in found.items()}
 
 
 def table(folder: Path, names: Sequence[str]) -> Columns | None:

@@ -3,7 +3,7 @@
 from genview.store.parts import appearing, claim, sweep, write_bytes, write_json, write_state
 from genview.store.run import Measure, RunFolder
 from genview.store.table import read_mapped, read_table, write_arrays, write_mapped, write_table
-from genview.store.tars import read_at, write_tar
+from genview.store.tars import read_at, write_named_tar, write_tar
 
 __all__ = [
     "Measure",
@@ -18,6 +18,7 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_mapped",
+    "write_named_tar",
     "write_state",
     "write_table",
     "write_tar",

@@ -8,6 +8,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,24 +26,58 @@ ABSENT = object()
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
-
-    On failure the temporary file is removed, so `path` is either whole or absent (or what it was before).
+def staged(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that no other process or machine uses; remove it at the end.
 
     Raises:
         UserError: the disk is full or the folder may not be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{_writer()}-{secrets.token_hex(4)}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def settle(temporary: Path, path: Path, *, first: bool = False) -> None:
+    """Flush `temporary` to disk and rename it to `path`.
+
+    With `first`, a `path` that another process has made meanwhile stays as it is, where the file system can tell
+    (by hard links).
+    """
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    if not first:
+        temporary.replace(path)
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        temporary.replace(path)
+
+
+@contextmanager
+def appearing(path: Path, *, first: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
+
+    On failure the temporary file is removed, so `path` is either whole or absent (or what it was before). With
+    `first`, what another process has made meanwhile stays; see `settle`.
+
+    Raises:
+        UserError: the disk is full or the folder may not be written.
+    """
+    with staged(path) as temporary:
+        yield temporary
+        settle(temporary, path, first=first)
+
+
+def _writer() -> str:
+    """Name this process among all that may share a network file system."""
+    return f"{re.sub(r'[^A-Za-z0-9-]', '-', platform.node())[:40]}-{os.getpid()}"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -104,6 +141,6 @@ def differences(found: object, wanted: object, path: str = "") -> Iterator[str]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed runs left half written in `folder`."""
+    """Remove what killed runs left half written in `folder`; only where no other process is writing there."""
     for stale in folder.glob(".*.part"):
         stale.unlink(missing_ok=True)

@@ -15,10 +15,13 @@ from genview.store.parts import appearing
 Column = np.ndarray | Sequence[str]
 
 
-def write_table(path: Path, columns: Mapping[str, Column]) -> None:
-    """Write equally long columns to `path`, all or nothing. A 2-D array becomes a fixed-size list column."""
+def write_table(path: Path, columns: Mapping[str, Column], *, first: bool = False) -> None:
+    """Write equally long columns to `path`, all or nothing. A 2-D array becomes a fixed-size list column.
+
+    With `first`, a table that another process has written there meanwhile stays as it is.
+    """
     table = pa.table({name: _arrow(values) for name, values in columns.items()})
-    with appearing(path) as temporary, temporary.open("wb") as file:
+    with appearing(path, first=first) as temporary, temporary.open("wb") as file:
         pq.write_table(table, file, write_page_checksum=True)
 
 
