@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import ipaddress
 import os
 import signal
 import subprocess
@@ -14,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+import genview
 from genview.errors import UserError
-from genview.launch import Here, Indexed, Launcher, Local, launch
+from genview.launch import Here, Indexed, Launcher, Local, Ray, launch
 from genview.launch.lease import Leases
 from genview.store import write_bytes
 
@@ -327,3 +330,55 @@ def test_an_environment_without_an_index_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             Indexed.from_environment(environment)
+
+
+@pytest.fixture
+def seen_by_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 'genview[ray]'")
+    paths = [str(Path(__file__).parent), str(Path(genview.__file__).parents[1])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+@pytest.mark.usefixtures("seen_by_actors")
+def test_ray_does_the_same_and_listens_on_the_loopback_alone(tmp_path: Path) -> None:
+    work = Marks(tmp_path, {1: "die", 3: "raise", 5: "raise always"}, seconds=0.1)
+    before, during = listening(), set()
+
+    def tell(*_: object) -> None:
+        during.update(listening())
+
+    with pytest.raises(UserError, match=r"1 shard failed 3 times.*\(5\).*ValueError: made so"):
+        launch(Ray(), work, range(8), tell)
+    assert work.all_done(8) == [0, 1, 2, 3, 4, 6, 7]
+    for shard in (1, 3):
+        first, second = work.attempts(shard)
+        assert first != second
+    assert len(work.attempts(5)) == 3
+    assert during - before, "this test sees what listens"
+    assert all(ipaddress.ip_address(address).is_loopback for address, _ in during - before)
+    wait_for(lambda: not any(alive(int(pid)) for _, _, pid in work.lines()), 10)
+    with pytest.raises(UserError, match=r"^the disk is full: free some space$"):
+        launch(Ray(), Marks(tmp_path, start="user"), range(20), silent)
+    launch(Ray("nowhere:1"), work, [0, 1], silent)  # nothing to do: no cluster is needed
+
+
+def test_without_ray_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'genview\[ray\]'"):
+        launch(Ray(), Marks(tmp_path), range(2), silent)
+
+
+def listening() -> set[tuple[str, int]]:
+    """Addresses and ports that listen on this machine, in either family."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            place, state = line.split()[1], line.split()[3]
+            if state == "0A":
+                address, port = place.split(":")
+                words = [address[n : n + 8] for n in range(0, len(address), 8)]
+                raw = b"".join(bytes.fromhex(word)[::-1] for word in words)
+                ip = ipaddress.ip_address(raw)
+                found.add((str(getattr(ip, "ipv4_mapped", None) or ip), int(port, 16)))
+    return found

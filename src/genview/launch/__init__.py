@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from genview.launch.here import Here
 from genview.launch.indexed import Indexed
 from genview.launch.local import Local
+from genview.launch.on_ray import Ray
 from genview.launch.work import ATTEMPTS, Tell, Work
 
-Launcher = Here | Local | Indexed
+Launcher = Here | Local | Indexed | Ray
 
 
 def launch(launcher: Launcher, work: Work, shards: Sequence[int], tell: Tell) -> None:
@@ -26,4 +27,4 @@ def launch(launcher: Launcher, work: Work, shards: Sequence[int], tell: Tell) ->
     launcher.run(work, shards, tell)
 
 
-__all__ = ["ATTEMPTS", "Here", "Indexed", "Launcher", "Local", "Tell", "Work", "launch"]
+__all__ = ["ATTEMPTS", "Here", "Indexed", "Launcher", "Local", "Ray", "Tell", "Work", "launch"]

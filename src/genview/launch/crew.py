@@ -1,21 +1,13 @@
-"""Worker processes, one shard each at a time; one that is lost is replaced."""
+"""The rule by which workers get shards, fail, and are replaced; the same for processes and for actors of Ray."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import threading
-import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from types import TracebackType
-from typing import Literal, Self
+from functools import partial
+from typing import Generic, Literal, Protocol, TypeVar
 
 from genview.errors import UserError
 from genview.launch.work import ATTEMPTS, Tally, Work, record
@@ -23,188 +15,146 @@ from genview.launch.work import ATTEMPTS, Tally, Work, record
 Told = tuple[Literal["ready", "done", "failed", "stop"], str]
 """A worker is ready for its first shard, has done one, failed (a traceback), or met what the user can mend."""
 
-GRACE = 5.0
-"""Seconds in which a worker that is no longer needed may end by itself."""
+
+class Doer:
+    """A worker's own side: it keeps what was prepared, and puts errors into words that any pipe carries."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._do: Callable[[int], None] | None = None
+
+    def prepare(self, device: str) -> Told:
+        """Load models."""
+
+        def act() -> None:
+            self._do = self._work.prepare(device)
+
+        return _told("ready", act)
+
+    def do(self, shard: int) -> Told:
+        """Do a shard."""
+        assert self._do is not None, "not prepared"
+        return _told("done", partial(self._do, shard))
+
+
+def _told(what: Literal["ready", "done"], act: Callable[[], None]) -> Told:
+    try:
+        act()
+    except UserError as error:
+        return "stop", str(error)
+    except Exception:
+        return "failed", traceback.format_exc()
+    return what, ""
+
+
+W = TypeVar("W")
+
+
+class Host(Protocol[W]):
+    """Where workers W run."""
+
+    def places(self) -> Sequence[str]:
+        """Return the device of each worker that there may be now."""
+        ...
+
+    def start(self, work: Work, device: str) -> W:
+        """Start a worker, which prepares the work and then says that it is ready."""
+        ...
+
+    def give(self, worker: W, shard: int) -> None:
+        """Let a worker do a shard; if it is dead, `listen` says so."""
+        ...
+
+    def listen(self, workers: Sequence[W]) -> Sequence[tuple[W, Told]]:
+        """Wait for a second at most; return what workers said. For one that died, say that it failed."""
+        ...
+
+    def end(self, workers: Sequence[W], abrupt: bool) -> None:
+        """End workers, at once or when they have noticed."""
+        ...
 
 
 @dataclass
-class Worker:
-    """A process, the way to it, its device, and the shard that it has."""
-
-    process: SpawnProcess
-    pipe: Connection
+class _Seat(Generic[W]):
+    worker: W
     device: str
     ready: bool = False
     shard: int | None = None
 
 
-class Crew:
-    """Workers on `devices`, which do the shards of `tally`; the parent of all, and the only one that counts.
+class Crew(Generic[W]):
+    """Workers of a host, which do the shards of a tally.
 
-    A worker that raised is not used again: after an error on a GPU, every later call in its process fails too.
+    A worker that failed is replaced by a fresh one: after an error on a GPU, all later calls of its process fail.
     """
 
-    def __init__(self, work: Work, tally: Tally, devices: Sequence[str], threads: int) -> None:
-        self._work, self._tally, self._threads = work, tally, threads
-        self._vacant = list(devices)
-        self._workers: list[Worker] = []
+    def __init__(self, host: Host[W], work: Work, tally: Tally) -> None:
+        self._host, self._work, self._tally = host, work, tally
+        self._seats: list[_Seat[W]] = []
         self._false_starts: Counter[str] = Counter()
-        self._stop = ""
+        self._reason = self._stop = ""
 
-    def __enter__(self) -> Self:
-        return self
+    def run(self) -> None:
+        """Do all shards.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for worker in self._workers:
-            if error is not None or not worker.ready:
-                worker.process.terminate()
-            worker.pipe.close()
-        deadline = time.monotonic() + GRACE
-        for worker in self._workers:
-            _end(worker, deadline)
-
-    def staffed(self) -> bool:
-        """Start workers where there are shards for them; return whether there is anything left to wait for."""
-        busy = sum(worker.shard is not None for worker in self._workers)
-        if self._stop or not self._tally:
-            return busy > 0
-        while self._vacant and len(self._workers) - busy < len(self._tally):
-            self._workers.append(_start(self._work, self._vacant.pop(0), self._threads))
-        return bool(self._workers)
-
-    def listen(self) -> None:
-        """Wait for a worker to say something or to die, and act on it."""
-        speaking = wait([worker.pipe for worker in self._workers], timeout=1.0)
-        for worker in list(self._workers):
-            if worker.pipe in speaking or not worker.process.is_alive():
-                self._act(worker, *_said(worker))
-        for worker in self._workers:
-            if worker.ready and worker.shard is None and not self._stop:
-                self._give(worker)
-
-    def conclude(self) -> None:
-        """Raise what ended the work early, or was given up."""
+        Raises:
+            UserError: a worker met one, none could start, or shards were given up.
+        """
+        abrupt = True
+        try:
+            while self._staffed():
+                self._listen()
+            abrupt = False
+        finally:
+            self._host.end([seat.worker for seat in self._seats], abrupt)
         if self._stop:
             raise UserError(self._stop)
         self._tally.conclude()
 
-    def _act(self, worker: Worker, what: str, text: str) -> None:
+    def _staffed(self) -> bool:
+        """Start workers where shards wait for them; return whether there is anything to wait for."""
+        busy = sum(seat.shard is not None for seat in self._seats)
+        if self._stop or not self._tally:
+            return busy > 0
+        fit = [place for place in self._host.places() if self._false_starts[place] < ATTEMPTS]
+        vacant = Counter(fit) - Counter(seat.device for seat in self._seats)
+        for device in list(vacant.elements())[: len(self._tally) - (len(self._seats) - busy)]:
+            self._seats.append(_Seat(self._host.start(self._work, device), device))
+        if self._seats or not self._reason:
+            return True
+        self._stop = (
+            f"No worker could start: {self._reason}. The tracebacks are in {self._work.folder / 'failures'}. "
+            "What was finished before is kept: mend the cause and run the same command again."
+        )
+        return False
+
+    def _listen(self) -> None:
+        seats = {id(seat.worker): seat for seat in self._seats}
+        for worker, told in self._host.listen([seat.worker for seat in self._seats]):
+            self._act(seats[id(worker)], *told)
+        for seat in self._seats:
+            if seat.ready and seat.shard is None and not self._stop:
+                seat.shard = self._tally.take()
+                if seat.shard is not None:
+                    self._host.give(seat.worker, seat.shard)
+
+    def _act(self, seat: _Seat[W], what: str, text: str) -> None:
         if what == "ready":
-            worker.ready = True
-            del self._false_starts[worker.device]
-        elif what == "done" and worker.shard is not None:
-            self._tally.done(worker.shard)
-            worker.shard = None
+            seat.ready = True
+            del self._false_starts[seat.device]
+        elif what == "done" and seat.shard is not None:
+            self._tally.done(seat.shard)
+            seat.shard = None
         else:
-            self._dismiss(worker)
-            if what == "stop":
-                self._stop = self._stop or text
-            elif worker.shard is not None:
-                self._tally.failed(worker.shard, text)
-            elif not worker.ready:
-                self._false_start(worker.device, text)
+            self._seats.remove(seat)
+            self._host.end([seat.worker], abrupt=False)
+            self._failed(seat, what, text)
 
-    def _give(self, worker: Worker) -> None:
-        worker.shard = self._tally.take()
-        if worker.shard is not None:
-            with contextlib.suppress(OSError):  # it died meanwhile, which `listen` sees
-                worker.pipe.send(worker.shard)
-
-    def _dismiss(self, worker: Worker) -> None:
-        self._workers.remove(worker)
-        self._vacant.append(worker.device)
-        worker.pipe.close()
-        _end(worker, time.monotonic() + GRACE)
-
-    def _false_start(self, device: str, text: str) -> None:
-        """Use a device no more on which workers cannot start; without any device, stop."""
-        reason = record(self._work.folder, "start", text)
-        self._false_starts[device] += 1
-        if self._false_starts[device] >= ATTEMPTS:
-            self._vacant = [other for other in self._vacant if other != device]
-            if not self._vacant and not self._workers:
-                self._stop = (
-                    f"No worker could start: {reason}. The tracebacks are in {self._work.folder / 'failures'}. "
-                    "What was finished before is kept: mend the cause and run the same command again."
-                )
-
-
-def _start(work: Work, device: str, threads: int) -> Worker:
-    """Start a fresh interpreter: CUDA does not survive a fork, and neither do threads."""
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, work, device, threads), name=f"genview on {device}")
-    with _interrupts_held():
-        process.start()
-    theirs.close()
-    return Worker(process, mine, device)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a terminal; children that inherit this leave it to their parent to end them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _serve(pipe: Connection, work: Work, device: str, threads: int) -> None:
-    """Do shards until the parent closes the pipe, the first one fails, or the parent is gone."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        import torch
-
-        torch.set_num_threads(threads)
-        do = work.prepare(device)
-        pipe.send(("ready", ""))
-        while True:
-            try:
-                shard = pipe.recv()
-            except (EOFError, ConnectionError):
-                return
-            do(shard)
-            pipe.send(("done", ""))
-    except UserError as error:
-        pipe.send(("stop", str(error)))
-    except Exception:
-        pipe.send(("failed", traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()  # returns however the parent ended, by kill -9 too
-    os._exit(1)
-
-
-def _said(worker: Worker) -> Told:
-    try:
-        if worker.pipe.poll():
-            told: Told = worker.pipe.recv()
-            return told
-    except (EOFError, OSError):
-        pass
-    worker.process.join(GRACE)
-    return "failed", f"The worker on {worker.device} {_death(worker.process.exitcode)}"
-
-
-def _death(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"ended without a word (exit code {code})"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"was killed by {name}" + (": perhaps the memory was full" if name == "SIGKILL" else "")
-
-
-def _end(worker: Worker, deadline: float) -> None:
-    worker.process.join(max(0.0, deadline - time.monotonic()))
-    if worker.process.is_alive():
-        worker.process.terminate()
-        worker.process.join(GRACE)
-    if worker.process.is_alive():
-        worker.process.kill()
-        worker.process.join()
-    worker.process.close()
+    def _failed(self, seat: _Seat[W], what: str, text: str) -> None:
+        if what == "stop":
+            self._stop = self._stop or text
+        elif seat.shard is not None:
+            self._tally.failed(seat.shard, text)
+        elif not seat.ready:
+            self._reason = record(self._work.folder, "start", text)
+            self._false_starts[seat.device] += 1

@@ -51,6 +51,7 @@ class Tally:
         self._say()
 
     def __len__(self) -> int:
+        """Return how many shards wait for a worker."""
         return len(self._waiting)
 
     def take(self) -> int | None:
