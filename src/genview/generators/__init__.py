@@ -4,6 +4,7 @@ from genview.generators.embedded import Embedded, EmbeddedSettings
 from genview.generators.generate import generate
 from genview.generators.generator import Generator, Text
 from genview.generators.img2img import Img2Img, Img2ImgSettings
+from genview.generators.ip_adapter import IpAdapter, IpAdapterSettings
 from genview.generators.kandinsky import Kandinsky, KandinskySettings
 from genview.generators.maker import Maker
 from genview.generators.plan import Plan
@@ -12,7 +13,7 @@ from genview.generators.settings import FilterSettings, GenerateSettings, ScoreS
 from genview.generators.unclip import Unclip, UnclipSettings
 from genview.generators.views import ViewTable
 
-GeneratorSettings = EmbeddedSettings | UnclipSettings | Img2ImgSettings | KandinskySettings
+GeneratorSettings = EmbeddedSettings | UnclipSettings | IpAdapterSettings | KandinskySettings | Img2ImgSettings
 
 __all__ = [
     "Embedded",
@@ -23,6 +24,8 @@ __all__ = [
     "GeneratorSettings",
     "Img2Img",
     "Img2ImgSettings",
+    "IpAdapter",
+    "IpAdapterSettings",
     "Job",
     "Kandinsky",
     "KandinskySettings",
