@@ -73,8 +73,7 @@ class Analysis:
         """
         claimed, parts = self.folder / "settings.json", len(list(self.folder.glob("part-*.parquet")))
         wanted = json.loads(claimed.read_text()) if claimed.exists() else {"images_found": 1, "part": 1}
-        # A part none of whose images can be read is not written: then the examples, written last, decide.
-        if parts < -(-wanted["images_found"] // wanted["part"]) and not (self.folder / "examples.npz").exists():
+        if parts < -(-wanted["images_found"] // wanted["part"]):
             raise UserError(f"{self.folder} holds no finished analysis: run `genview analyse` first.")
 
     def direction(self) -> Direction:
@@ -132,7 +131,7 @@ def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str,
         UserError: the folder holds the analysis of other settings, seed or `identity`, or no image can be read.
     """
     analysis = begin_analysis(looking, folder, seed=seed, identity=identity)
-    for number in parts_of(looking):
+    for number in parts_of(looking.source, looking.settings):
         if not part_of(folder, number).exists():
             analyse_part(looking, analysis, number)
     keep_examples(looking, analysis)
@@ -154,9 +153,9 @@ def begin_analysis(looking: Looking, folder: Path, *, seed: int, identity: Mappi
     return Analysis(folder)
 
 
-def parts_of(looking: Looking) -> range:
+def parts_of(source: ImageSource, settings: AnalyseSettings) -> range:
     """Numbers of the parts that the images of a source are analysed in."""
-    return range(-(-len(looking.source) // looking.settings.part))
+    return range(-(-len(source) // settings.part))
 
 
 def part_of(folder: Path, number: int) -> Path:
