@@ -84,8 +84,8 @@ class Parts:
 
     @property
     def folder(self) -> Path:
-        """Where they appear."""
-        return RunFolder(self.out).analysis
+        """Where launchers keep what they need."""
+        return self.out / "launch" / "analyse"
 
     def count(self, stages: Stages) -> int:
         """How many there are; needs the images, and no model."""
@@ -94,11 +94,11 @@ class Parts:
     def prepare(self, device: str) -> Callable[[int], None]:
         """Load the encoder."""
         stages = Stages.on(device, self.experiment, self.out)
-        return partial(analyse_part, looking_for_foreground(stages, _silent), Analysis(self.folder))
+        return partial(analyse_part, looking_for_foreground(stages, _silent), Analysis(stages.run.analysis))
 
     def finished(self, shard: int) -> bool:
         """Whether the part is there."""
-        return part_of(self.folder, shard).exists()
+        return part_of(RunFolder(self.out).analysis, shard).exists()
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,21 @@ class Views:
 
     @property
     def folder(self) -> Path:
-        """Where they appear."""
-        return RunFolder(self.out).views
+        """Where launchers keep what they need."""
+        return self.out / "launch" / "generate"
 
     def prepare(self, device: str) -> Callable[[int], None]:
         """Load the generator."""
-        maker, plan = _maker(Stages.on(device, self.experiment, self.out)), Plan.open(self.folder)
+        maker, plan = _maker(Stages.on(device, self.experiment, self.out)), self._plan
         return lambda shard: run_shard(plan, shard, maker)
 
     def finished(self, shard: int) -> bool:
         """Whether the shard's sidecar is there."""
-        return Plan.open(self.folder).sidecar(shard).exists()
+        return self._plan.sidecar(shard).exists()
+
+    @property
+    def _plan(self) -> Plan:
+        return Plan.open(RunFolder(self.out).views)
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ class Alone:
 def _once(stages: Stages, launcher: Launcher, sign: Path, what: Callable[[Stages, Tell], object], tell: Tell) -> None:
     """Do something here; among processes that know nothing of one another, one does it and the rest wait."""
     if isinstance(launcher, Indexed):
-        alone = Alone(stages.experiment, stages.run.root, sign.parent / "once" / sign.stem, sign, what)
+        folder = stages.run.root / "launch" / f"{sign.parent.name}-{sign.stem}"
+        alone = Alone(stages.experiment, stages.run.root, folder, sign, what)
         launch(launcher, alone, [0], lambda *_: None)
     elif not sign.exists():
         what(stages, tell)
