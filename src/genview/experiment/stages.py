@@ -17,8 +17,9 @@ from genview.evaluation import Reading, evaluate, extract, knn_accuracy, split
 from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, QualitySettings, essential
 from genview.foreground import Analysis, Direction, Looking, analyse, fit_direction
-from genview.generators import Generator, Job, Maker, Text, UnclipSettings, ViewTable, make_plan
+from genview.generators import Generator, Job, Maker, Text, ViewTable, make_plan
 from genview.generators.generate import finish, in_this_process
+from genview.generators.latent import LatentSettings
 from genview.generators.scores import SOURCES, embed_sources
 from genview.generators.trial import batch_for
 from genview.images import ImageSource, Subset
@@ -123,7 +124,7 @@ class Stages:
             policy=self.experiment.noise,
             guidance=settings.guidance,
             seed=self.experiment.seed,
-            text=Text(settings.prompt, settings.negative) if isinstance(settings, UnclipSettings) else Text(),
+            text=Text(settings.prompt, settings.negative) if isinstance(settings, LatentSettings) else Text(),
         )
         resolved = essential(dump(self.experiment))
         identity = {name: resolved[name] for name in ("images", "generator", "foreground", "noise", "seed")}
