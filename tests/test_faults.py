@@ -23,7 +23,7 @@ from genview.generators.generate import finish, in_this_process
 from genview.generators.merge import merge, unfinished
 from genview.generators.plan import Tell
 from genview.generators.shard import run_shard
-from genview.store import parts, read_table, write_table
+from genview.store import parts, read_table, tars, write_table
 
 SETTINGS = GenerateSettings(shard=4, draws=2)
 COUNT = 24
@@ -306,6 +306,22 @@ class Interrupted(Echo):
 def test_a_worker_that_comes_too_late_changes_nothing(plan: Plan, undisturbed: dict[str, bytes]) -> None:
     run_shard(plan, 1, Maker(Interrupted(lambda: finished(plan)), 1))
     assert merge(plan, quiet) == []
+    assert files(plan.folder) == undisturbed
+
+
+def test_a_worker_whose_file_was_swept_after_the_merge_ends_quietly(
+    plan: Plan, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = tars.settle
+
+    def others_finish(temporary: Path, path: Path) -> None:
+        monkeypatch.undo()
+        finished(plan)
+        assert not temporary.exists()
+        settle(temporary, path)
+
+    monkeypatch.setattr(tars, "settle", others_finish)
+    run_shard(plan, 1, Maker(Echo(), 1))
     assert files(plan.folder) == undisturbed
 
 

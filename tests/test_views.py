@@ -54,7 +54,7 @@ def test_missing_counts_different_keys_without_a_view(tmp_path: Path) -> None:
 def test_keys_whose_digests_share_a_half_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def halves(keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
         numbers = [int("".join(c for c in str(name) if c.isdigit()) or 99) for name in keys]
-        return np.array([n // 5 for n in numbers], np.uint64), np.array([n % 5 for n in numbers], np.uint64)
+        return np.array([n // 6 for n in numbers], np.uint64), np.array([n % 6 for n in numbers], np.uint64)
 
     for where in ("merge", "views"):
         monkeypatch.setattr(f"genview.generators.{where}.digests", halves)

@@ -152,10 +152,8 @@ def _size(path: Path) -> int:
 
 
 def _tidy(folder: Path, named: set[str]) -> None:
-    """Remove tars that no sidecar names, and what was left half written of shards and plan."""
+    """Remove tars that no sidecar names, and what was left half written of the plan."""
     for path in folder.glob("part-*.tar"):
         if TAR.fullmatch(path.name) and path.name not in named:
             path.unlink(missing_ok=True)
-    for path in folder.glob(".part-*.part"):
-        path.unlink(missing_ok=True)
     sweep(folder / "plan")
