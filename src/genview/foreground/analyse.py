@@ -71,10 +71,13 @@ class Analysis:
         Raises:
             UserError: it has not.
         """
-        claimed, parts = self.folder / "settings.json", len(list(self.folder.glob("part-*.parquet")))
-        wanted = json.loads(claimed.read_text()) if claimed.exists() else {"images_found": 1, "part": 1}
-        if parts < -(-wanted["images_found"] // wanted["part"]):
-            raise UserError(f"{self.folder} holds no finished analysis: run `genview analyse` first.")
+        settings = self.folder / "settings.json"
+        claimed = json.loads(settings.read_text()) if settings.exists() else {"images_found": 1, "part": 1}
+        wanted, found = -(-claimed["images_found"] // claimed["part"]), len(list(self.folder.glob("part-*.parquet")))
+        if found < wanted:
+            raise UserError(
+                f"{self.folder} holds {found} of {wanted} parts of the analysis: run `genview analyse` first."
+            )
 
     def direction(self) -> Direction:
         """Direction, pointing to the foreground."""
