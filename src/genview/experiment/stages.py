@@ -23,9 +23,10 @@ from genview.generators import Generator, ViewTable
 from genview.images import ImageSettings, ImageSource, Subset
 from genview.images.source import silent
 from genview.pairs import FindView, Pairs
+from genview.pairs.external import Eyes, Joined, neighbours
 from genview.quality import TowerQuality
 from genview.report import write_page
-from genview.store import RunFolder, write_bytes
+from genview.store import RunFolder, claim, write_bytes
 from genview.store.parts import differences
 from genview.training import pretrain
 from genview.training.pretrain import Probe, Tell, Weigh
@@ -63,8 +64,11 @@ class Stages:
         """Bind an experiment to its folder.
 
         Raises:
-            UserError: the folder holds another experiment; the message shows what differs.
+            UserError: the folder holds another experiment; the message shows what differs. Or views are to come
+                from a generator and from elsewhere.
         """
+        if experiment.views is not None and experiment.generator is not None:
+            raise UserError("generator and views are two answers to one question: set generator: null to compare.")
         run = RunFolder(out)
         if run.experiment.exists() and run.begun:
             found, wanted = essential(read_yaml(run.experiment)), essential(dump(experiment))
@@ -108,11 +112,9 @@ class Stages:
     def pretrain(self, tell: Tell) -> None:
         """Train the backbone, and the baseline if the experiment wants one."""
         if not self.run.backbone.exists():
-            settings, usable = self.experiment.pairs, self._usable()
-            pairs = Pairs(self.sources[0], settings, self.experiment.seed, self._find_view(usable), usable)
             pretrain(
                 self.experiment.method,
-                pairs,
+                self._pairs(tell),
                 self.experiment.training,
                 self.run,
                 weigh=self._weigh(tell),
@@ -148,7 +150,7 @@ class Stages:
 
     def plain(self) -> Stages:
         """The same budget on the originals alone, with equal weights."""
-        experiment = replace(self.experiment, generator=None, quality=None, baseline=False)
+        experiment = replace(self.experiment, generator=None, views=None, quality=None, baseline=False)
         stages = Stages.open(experiment, self.run.baseline.root)
         return replace(stages, label=" (baseline)", analysis=self.run.analysis, index=self.index)
 
@@ -159,6 +161,24 @@ class Stages:
             return list(range(len(source)))
         known = set(Analysis(folder).rows(["key"])["key"])
         return [i for i in range(len(source)) if source.key(i) in known]
+
+    def _pairs(self, tell: Tell) -> Pairs:
+        """The pairs to train on; external images make them more, or others, and a training no longer."""
+        experiment, source, usable = self.experiment, self.sources[0], self._usable()
+        views = experiment.views
+        if views is None:
+            return Pairs(source, experiment.pairs, experiment.seed, self._find_view(usable), usable)
+        external = views.build(self.index and self.index / "external", self.tell)
+        identity = {"views": dump(views), "images": dump(experiment)["images"], "found": len(external)}
+        if views.use == "extra":
+            claim(self.run.external, identity)
+            joined = Joined(source, external)
+            return Pairs(joined, experiment.pairs, experiment.seed, epoch=len(source))
+        encoder = load_frozen(views.encoder).to(self.device)
+        eyes = Eyes(encoder, self.device, workers=experiment.foreground.workers, tell=tell)
+        eyes = replace(eyes, unreadable=self.run.quarantine)
+        found = neighbours(source, external, eyes, self.run.external, identity)
+        return Pairs(source, experiment.pairs, experiment.seed, found.find, usable)
 
     def _find_view(self, usable: list[int]) -> FindView | None:
         if self.experiment.generator is None:

@@ -99,7 +99,8 @@ class Material:
     def treatment(self) -> str:
         """What this run has that its baseline lacks, in words; empty where it has nothing more."""
         weighted = any(m.name.startswith("quality/") for m in self.measures)
-        parts = ["generated views"] * (self.views is not None) + ["quality weights"] * weighted
+        parts = ["generated views"] * (self.views is not None)
+        parts += ["external images"] * self.run.external.exists() + ["quality weights"] * weighted
         return " and ".join(parts)
 
 
