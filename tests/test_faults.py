@@ -23,7 +23,7 @@ from genview.generators.generate import finish, in_this_process
 from genview.generators.merge import merge, unfinished
 from genview.generators.plan import Tell
 from genview.generators.shard import run_shard
-from genview.store import parts, read_table, tars, write_table
+from genview.store import parts, read_table, write_table
 
 SETTINGS = GenerateSettings(shard=4, draws=2)
 COUNT = 24
@@ -312,7 +312,7 @@ def test_a_worker_that_comes_too_late_changes_nothing(plan: Plan, undisturbed: d
 def test_a_worker_whose_file_was_swept_after_the_merge_ends_quietly(
     plan: Plan, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle = tars.settle
+    settle = parts.settle
 
     def others_finish(temporary: Path, path: Path) -> None:
         monkeypatch.undo()
@@ -320,7 +320,7 @@ def test_a_worker_whose_file_was_swept_after_the_merge_ends_quietly(
         assert not temporary.exists()
         settle(temporary, path)
 
-    monkeypatch.setattr(tars, "settle", others_finish)
+    monkeypatch.setattr("genview.store.tars.settle", others_finish)
     run_shard(plan, 1, Maker(Echo(), 1))
     assert files(plan.folder) == undisturbed
 
