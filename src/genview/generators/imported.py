@@ -108,7 +108,7 @@ def import_views(
 
     Every file is decoded once to see that it can be; one that cannot has status 'failed' and is named to
     `unreadable`. The level is that of the mapping or −1, the seed −1, the guidance NaN: they are not known.
-    Memory takes some 60 bytes a view. The bytes of a file are in memory while they are checked, no longer.
+    Memory takes some 75 bytes a view. The bytes of a file are in memory while they are checked, no longer.
 
     Args:
         source: the images that the views belong to.
