@@ -22,7 +22,7 @@ from genview.errors import UserError
 from genview.generators import Account, GenerateSettings, ImportSettings, Job, ViewTable, import_views, make_plan
 from genview.generators.imported import files_in, imported
 from genview.generators.matching import Names, matches
-from genview.noise import Constant
+from genview.noise import UNKNOWN, Constant
 from genview.store import read_at
 
 COUNT = 9
@@ -101,7 +101,7 @@ def test_a_mirrored_tree_has_the_keys_of_its_images_but_for_the_extension(tmp_pa
     assert bad == []
     assert views.find(Painted().key(4), 0) is None
     assert [number(views, Painted().key(i)) for i in range(COUNT) if i != 4] == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert set(views.levels) == {-1}
+    assert set(views.levels) == {UNKNOWN}
 
 
 def test_the_bytes_of_a_file_are_stored_as_they_are(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_bytes_of_a_file_are_stored_as_they_are(tmp_path: Path) -> None:
         names = tar.getnames()
         about = tar.extractfile(names[1])
         assert about is not None
-        assert json.load(about) == {"key": "colour0/0000.png", "draw": 0, "level": -1, "seed": -1}
+        assert json.load(about) == {"key": "colour0/0000.png", "draw": 0, "level": UNKNOWN, "seed": -1}
     assert names[:2] == ["part-00000-000000.jpg", "part-00000-000000.json"]
 
 
@@ -186,7 +186,7 @@ def test_a_mapping_may_give_draws_and_levels(tmp_path: Path) -> None:
     first, second = (views.find("colour1/0001.png", draw) for draw in (0, 1))
     assert first is not None
     assert second is not None
-    assert (first[1], second[1]) == (-1, 300)
+    assert (first[1], second[1]) == (UNKNOWN, 300)
     assert (number(views, "colour1/0001.png"), number(views, "colour1/0001.png", 1)) == (2, 1)
     assert views.draws[list(views.rows("colour0/0000.png"))] == 5
 
@@ -198,6 +198,7 @@ def test_a_mapping_may_give_draws_and_levels(tmp_path: Path) -> None:
         ("file,draw\n", "needs a header with file and key"),
         ("file,key\n0.png\n", "Line 2 of .* not as many cells"),
         ("file,key,level\n0.png,colour0/0000.png,1000\n", "Line 2 of .*from 0 to 999, or blank, not 1000"),
+        ("file,key,level\n0.png,colour0/0000.png,-2\n", "from 0 to 999, or blank, not -2"),
         ("file,key,draw\n0.png,colour0/0000.png,\n", "Line 2 of .*a draw may not"),
         ("file,key,draw\n0.png,colour0/0000.png,-1\n", "from 0 on, not -1"),
         ("file,key,draw\n" + "0.png,colour0/0000.png,1\n" * 2, "draw 1 of 'colour0/0000.png' more than once"),

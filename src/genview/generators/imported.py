@@ -107,8 +107,8 @@ def import_views(
     """Take finished views into the store `folder`, as they are, and continue where an earlier call stopped.
 
     Every file is decoded once to see that it can be; one that cannot has status 'failed' and is named to
-    `unreadable`. The level is that of the mapping or −1, the seed −1, the guidance NaN: they are not known.
-    Memory takes some 75 bytes a view. The bytes of a file are in memory while they are checked, no longer.
+    `unreadable`. The level is that of the mapping or `noise.UNKNOWN`; seed (−1) and guidance
+    (NaN) are not known. Memory takes some 75 bytes a view, and holds the few files that are being checked.
 
     Args:
         source: the images that the views belong to.

@@ -16,12 +16,10 @@ from genview.errors import UserError, nearest
 from genview.generators.merge import digests
 from genview.generators.plan import Tell
 from genview.images import ImageFiles, ImageSource
-from genview.noise import HIGHEST
+from genview.noise import HIGHEST, UNKNOWN
 
 Layout = Literal["mirrored", "flat", "mapping"]
 COLUMNS = ("file", "key", "draw", "level")
-UNKNOWN = -1
-"""The level of a view of which it is not known."""
 CHUNK = 4096
 NAMED = 3
 """Names that a message gives as examples."""
@@ -204,16 +202,16 @@ def _row(row: Mapping[str | None, str | None], where: str) -> _Row:
         raise UserError(f"{where} has not as many cells as the header; put cells with commas in double quotes.")
     try:
         draw = int(row["draw"] or "") if "draw" in row else None
-        level = int(row.get("level") or UNKNOWN)
+        level = int(row["level"] or "") if row.get("level") else None
     except ValueError as error:
         raise UserError(
             f"{where}: {error}. Draws are whole numbers; a level may be blank, a draw may not."
         ) from error
     if draw is not None and not 0 <= draw < 2**31:
         raise UserError(f"{where}: a draw is a whole number from 0 on, not {draw}.")
-    if not UNKNOWN <= level <= HIGHEST:
+    if level is not None and not 0 <= level <= HIGHEST:
         raise UserError(f"{where}: a level is a whole number from 0 to {HIGHEST}, or blank, not {level}.")
-    return _Row((row["file"] or "").removeprefix("./"), row["key"] or "", draw, level)
+    return _Row((row["file"] or "").removeprefix("./"), row["key"] or "", draw, UNKNOWN if level is None else level)
 
 
 def _cuts(count: int) -> Iterator[range]:
