@@ -4,6 +4,7 @@ from genview.generators.embedded import Embedded, EmbeddedSettings
 from genview.generators.generate import generate
 from genview.generators.generator import Generator, Text
 from genview.generators.img2img import Img2Img, Img2ImgSettings
+from genview.generators.imported import Account, ImportSettings, import_views
 from genview.generators.kandinsky import Kandinsky, KandinskySettings
 from genview.generators.maker import Maker
 from genview.generators.plan import Plan
@@ -15,6 +16,7 @@ from genview.generators.views import ViewTable
 GeneratorSettings = EmbeddedSettings | UnclipSettings | Img2ImgSettings | KandinskySettings
 
 __all__ = [
+    "Account",
     "Embedded",
     "EmbeddedSettings",
     "FilterSettings",
@@ -23,6 +25,7 @@ __all__ = [
     "GeneratorSettings",
     "Img2Img",
     "Img2ImgSettings",
+    "ImportSettings",
     "Job",
     "Kandinsky",
     "KandinskySettings",
@@ -34,5 +37,6 @@ __all__ = [
     "UnclipSettings",
     "ViewTable",
     "generate",
+    "import_views",
     "make_plan",
 ]
