@@ -17,16 +17,14 @@ from genview.foreground.analyse import part_of
 from genview.generators import Job, Maker, Plan, Text, make_plan
 from genview.generators.generate import finish, in_this_process
 from genview.generators.latent import LatentSettings
-from genview.generators.merge import SUMMARY, merge, unfinished
+from genview.generators.merge import SUMMARY, merged
+from genview.generators.plan import sidecar_of
 from genview.generators.scores import SOURCES, embed_sources
 from genview.generators.shard import run_shard
 from genview.generators.trial import batch_for
 from genview.launch import Here, Indexed, Launcher, launch
 from genview.store import RunFolder
 from genview.training.pretrain import Tell
-
-ROUNDS = 3
-"""How often shards are made, at most: one that is damaged each time is not the work of chance."""
 
 
 def analyse_images(stages: Stages, launcher: Launcher, tell: Tell) -> None:
@@ -54,20 +52,22 @@ def generate_views(stages: Stages, launcher: Launcher, tell: Tell) -> None:
         UserError: there is no analysis, the folder holds views of other settings, or a shard failed again and again.
     """
     stages = stages.telling(tell)
-    folder = stages.run.views
     if isinstance(launcher, Here):
-        plan = _plan(stages, tell)
-        finish(plan, in_this_process(_maker(stages)), tell)
+        _finish(stages, tell)
         return
+    shards = Views(stages.experiment, stages.run.root)
+    if not isinstance(launcher, Indexed):
+        finish(
+            _plan(stages, tell), lambda _plan, some, _: launch(launcher, shards, some, _as(tell, "generate")), tell
+        )
+        return
+    folder = stages.run.views
     _once(stages, launcher, folder / "plan" / "plan.json", _plan, tell)
-    for _ in range(ROUNDS):
-        plan = _plan(stages, tell)
-        shards = Views(stages.experiment, stages.run.root)
+    plan = _plan(stages, tell)
+    if not merged(plan):
+        (folder / SUMMARY).unlink(missing_ok=True)  # of an earlier merge, before files were lost
         launch(launcher, shards, range(len(plan)), _as(tell, "generate"))
-        _once(stages, launcher, folder / SUMMARY, _merge, tell)
-        if not unfinished(plan):
-            return
-    raise UserError(f"Shards in {folder} were damaged each of {ROUNDS} times: the disk loses what is written to it.")
+        _once(stages, launcher, folder / SUMMARY, _finish, tell)
 
 
 def looking_for_foreground(stages: Stages, tell: Tell) -> Looking:
@@ -115,16 +115,12 @@ class Views:
 
     def prepare(self, device: str) -> Callable[[int], None]:
         """Load the generator."""
-        maker, plan = _maker(Stages.on(device, self.experiment, self.out)), self._plan
+        maker, plan = _maker(Stages.on(device, self.experiment, self.out)), Plan.open(RunFolder(self.out).views)
         return lambda shard: run_shard(plan, shard, maker)
 
     def finished(self, shard: int) -> bool:
         """Whether the shard's sidecar is there."""
-        return self._plan.sidecar(shard).exists()
-
-    @property
-    def _plan(self) -> Plan:
-        return Plan.open(RunFolder(self.out).views)
+        return sidecar_of(RunFolder(self.out).views, shard).exists()
 
 
 @dataclass(frozen=True)
@@ -191,8 +187,14 @@ def _plan(stages: Stages, tell: Tell) -> Plan:
     return plan
 
 
-def _merge(stages: Stages, tell: Tell) -> None:
-    merge(Plan.open(stages.run.views), tell)
+def _finish(stages: Stages, tell: Tell) -> None:
+    """Make what is left in this process, and merge."""
+
+    def make(plan: Plan, shards: list[int], tell: Tell) -> None:
+        if shards:
+            in_this_process(_maker(stages))(plan, shards, tell)
+
+    finish(_plan(stages, tell), make, tell)
 
 
 def _maker(stages: Stages) -> Maker:

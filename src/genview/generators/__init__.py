@@ -5,6 +5,7 @@ from genview.generators.generate import generate
 from genview.generators.generator import Generator, Text
 from genview.generators.img2img import Img2Img, Img2ImgSettings
 from genview.generators.imported import Account, ImportSettings, import_views
+from genview.generators.ip_adapter import IpAdapter, IpAdapterSettings
 from genview.generators.kandinsky import Kandinsky, KandinskySettings
 from genview.generators.maker import Maker
 from genview.generators.plan import Plan
@@ -13,7 +14,7 @@ from genview.generators.settings import FilterSettings, GenerateSettings, ScoreS
 from genview.generators.unclip import Unclip, UnclipSettings
 from genview.generators.views import ViewTable
 
-GeneratorSettings = EmbeddedSettings | UnclipSettings | Img2ImgSettings | KandinskySettings
+GeneratorSettings = EmbeddedSettings | UnclipSettings | IpAdapterSettings | KandinskySettings | Img2ImgSettings
 
 __all__ = [
     "Account",
@@ -26,6 +27,8 @@ __all__ = [
     "Img2Img",
     "Img2ImgSettings",
     "ImportSettings",
+    "IpAdapter",
+    "IpAdapterSettings",
     "Job",
     "Kandinsky",
     "KandinskySettings",

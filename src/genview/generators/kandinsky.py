@@ -18,7 +18,7 @@ from genview.encoders.clip import ClipTower
 from genview.errors import UserError
 from genview.generators.generator import Text
 from genview.generators.latent import LatentDiffusion, LatentSettings, precision_on
-from genview.generators.sampler import finished, noise_for, noised_embedding
+from genview.generators.sampler import finished, noise_for, noised_in_proportion
 from genview.generators.weights import check_layout, find_weights, read, read_solver, read_tower
 
 SOURCES = ("kandinsky-community/kandinsky-2-2-decoder",)
@@ -76,11 +76,10 @@ class KandinskySettings(LatentSettings):
 
         folder, name = find_weights(self.weights, self.revision, SOURCES, PARTS, "Kandinsky's decoder")
         check_layout(folder, "KandinskyV22Pipeline", PARTS)
-        prior, prior_name = find_weights(self.prior, None, PRIORS, PRIOR_PARTS, "Kandinsky's prior")
-        check_layout(prior, "KandinskyV22PriorPipeline", PRIOR_PARTS)
+        prior, _ = find_weights(self.prior, None, PRIORS, PRIOR_PARTS, "Kandinsky's prior", "prior")
+        check_layout(prior, "KandinskyV22PriorPipeline", PRIOR_PARTS, "prior")
         dtype = precision_on(device, self.precision)
-        tower_name = f"kandinsky/{prior_name}/image_encoder"
-        tower = read_tower(prior / "image_encoder", prior / "image_processor", tower_name, dtype)
+        tower = read_tower(prior / "image_encoder", prior / "image_processor", dtype)
         unet = read(diffusers.UNet2DConditionModel, folder / "unet", dtype)
         movq = read(diffusers.VQModel, folder / "movq", dtype)
         solver = read_solver(folder / "scheduler", self.solver)
@@ -102,13 +101,9 @@ class Kandinsky:
     def __init__(
         self, name: str, encoder: ClipTower, diffusion: LatentDiffusion, settings: KandinskySettings
     ) -> None:
-        from diffusers import DDPMScheduler
-
         self.name, self.size, self.settings = name, settings.save_size, settings
         self.encoder, self._diffusion = encoder, diffusion
         self._nothing = encoder.of_nothing().cpu()
-        noising: Any = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-        self._alphas_cumprod: Tensor = noising.alphas_cumprod
 
     def to(self, device: torch.device | str) -> Self:
         """Move to a device."""
@@ -150,10 +145,6 @@ class Kandinsky:
         seeds: Sequence[int] = (),
     ) -> Tensor:
         """Make one view a row from given noise; float32 images B×3×H×W, not clamped, for a range of [-1, 1]."""
-        condition = condition.cpu().float()
-        scale = condition.square().mean(dim=1, keepdim=True).sqrt()
-        noised = noised_embedding(
-            condition, level.cpu(), embedding_noise, self._alphas_cumprod, mean=torch.zeros(1), std=scale
-        )
+        noised = noised_in_proportion(condition.cpu(), level.cpu(), embedding_noise)
         nothing = {"image_embeds": self._nothing.expand_as(noised)}
         return self._diffusion.images(latents, guidance, {"image_embeds": noised}, nothing, seeds=seeds)

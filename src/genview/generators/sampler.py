@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 import warnings
@@ -65,6 +66,26 @@ def noised_embedding(
     kept = alphas_cumprod.float().to(level.device)[level].unsqueeze(1)
     z = (embedding.float() - mean) / std
     return (kept.sqrt() * z + (1 - kept).sqrt() * noise.float()) * std + mean
+
+
+@functools.cache
+def unclip_schedule() -> Tensor:
+    """ᾱ of the 1000 noise levels of unCLIP's embeddings: a squared cosine (Nichol & Dhariwal, 2021)."""
+    from diffusers import DDPMScheduler
+
+    scheduler: Any = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    alphas_cumprod: Tensor = scheduler.alphas_cumprod
+    return alphas_cumprod
+
+
+def noised_in_proportion(embedding: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """Noise embeddings B×E as unCLIP does, in units of each embedding's root mean square.
+
+    For networks that were trained without such noise and without statistics of the embeddings; a level says how much
+    of an embedding is left. See `noised_embedding`.
+    """
+    scale = embedding.float().square().mean(dim=1, keepdim=True).sqrt()
+    return noised_embedding(embedding, level, noise, unclip_schedule(), mean=torch.zeros(1), std=scale)
 
 
 def sinusoid(level: Tensor, width: int) -> Tensor:

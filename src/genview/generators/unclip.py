@@ -84,7 +84,7 @@ class UnclipSettings(LatentSettings):
             raise UserError("Stable unCLIP needs transformers: pip install 'genview[unclip]'.") from error
         folder, name = find_weights(self.weights, self.revision, SOURCES, PARTS, "Stable unCLIP")
         check_layout(folder, "StableUnCLIPImg2ImgPipeline", PARTS)
-        return Unclip(f"unclip/{name}", read_parts(folder, f"unclip/{name}", self, device), self).to(device)
+        return Unclip(f"unclip/{name}", read_parts(folder, self, device), self).to(device)
 
 
 @dataclass
@@ -99,7 +99,7 @@ class UnclipParts:
     diffusion: LatentDiffusion
 
 
-def read_parts(folder: Path, name: str, settings: UnclipSettings, device: torch.device | str) -> UnclipParts:
+def read_parts(folder: Path, settings: UnclipSettings, device: torch.device | str) -> UnclipParts:
     """Read every part of a checked folder.
 
     Raises:
@@ -108,7 +108,7 @@ def read_parts(folder: Path, name: str, settings: UnclipSettings, device: torch.
     import diffusers
 
     dtype = precision_on(device, settings.precision)
-    encoder = read_tower(folder / "image_encoder", folder / "feature_extractor", f"{name}/image_encoder", dtype)
+    encoder = read_tower(folder / "image_encoder", folder / "feature_extractor", dtype)
     mean, std = read_tensors(folder / "image_normalizer/diffusion_pytorch_model.safetensors", ["mean", "std"])
     unet = read(diffusers.UNet2DConditionModel, folder / "unet", dtype)
     takes, gives = unet.config.projection_class_embeddings_input_dim, encoder.width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 
 from genview.encoders.clip import ClipTower
@@ -19,7 +21,12 @@ from genview.generators.text import TextTower
 
 
 def find_weights(
-    weights: str, revision: str | None, sources: Sequence[str], parts: Sequence[str], what: str
+    weights: str,
+    revision: str | None,
+    sources: Sequence[str],
+    parts: Sequence[str],
+    what: str,
+    option: str = "weights",
 ) -> tuple[Path, str]:
     """Return the folder of the weights, fetched where they are not here yet, and a name that says which they are.
 
@@ -27,8 +34,9 @@ def find_weights(
         weights: a folder or a hub id; where empty, `sources` are tried in order.
         revision: branch or commit on the hub.
         sources: hub ids where `what` has been published, the likeliest first.
-        parts: folders that are needed of a repository.
+        parts: folders and files that are needed of a repository.
         what: the model in words.
+        option: of the generator, where the user says which weights.
 
     Raises:
         UserError: there is no such folder and no such repository, or the hub cannot be reached.
@@ -37,7 +45,7 @@ def find_weights(
 
     if weights and Path(weights).is_dir():
         return Path(weights), Path(weights).resolve().name
-    layout = ["model_index.json", *(f"{part}/*" for part in parts)]
+    layout = ["model_index.json", *(part if Path(part).suffix else f"{part}/*" for part in parts)]
     unwanted = ["*.bin", "*.msgpack", "*.fp16.safetensors", "*.onnx*"]
     reasons = []
     for source in (weights,) if weights else sources:
@@ -47,17 +55,17 @@ def find_weights(
             reasons.append(f"{source} ({type(error).__name__})")
         else:
             return Path(found), f"{source}@{Path(found).name[:12]}"
-    asked = f"generator.weights names no folder: '{weights}'. " if weights else ""
+    asked = f"generator.{option} names no folder: '{weights}'. " if weights else ""
     raise UserError(
         f"{asked}{what} could not be fetched from the Hugging Face hub; tried {', '.join(reasons)}. "
         "Get it where there is a network (`hf download "
-        f"{sources[0]} --local-dir FOLDER`) and point generator.weights at that folder: it should hold "
-        f"model_index.json and {', '.join(parts)}."
+        f"{sources[0]} --local-dir FOLDER`) and point generator.{option} at that folder: it should hold "
+        f"{', '.join(parts)}."
     )
 
 
-def check_layout(folder: Path, pipeline: str, parts: Sequence[str]) -> None:
-    """Check that a folder has the parts of what diffusers calls `pipeline`.
+def check_layout(folder: Path, pipeline: str, parts: Sequence[str], option: str = "weights") -> None:
+    """Check that a folder has the parts of what diffusers calls `pipeline`; `option` of the generator names it.
 
     Raises:
         UserError: it is something else or lacks a part; says what it is and what is missing.
@@ -73,12 +81,14 @@ def check_layout(folder: Path, pipeline: str, parts: Sequence[str]) -> None:
         raise UserError(
             f"{folder} is not in the layout of diffusers' {pipeline}. Its model_index.json names {kind}; "
             f"{pipeline} is wanted. Missing folders: {', '.join(missing) or 'none'}. "
-            "Point generator.weights at a folder that `save_pretrained` of that pipeline wrote."
+            f"Point generator.{option} at a folder that `save_pretrained` of that pipeline wrote."
         )
 
 
-def read(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def read(kind: Any, folder: Path, dtype: torch.dtype | None) -> Any:
     """Read a frozen model of class `kind` (of diffusers or transformers) from safetensors, with no weight missing.
+
+    Its numbers are of type `dtype`, or of the type that its makers chose where None.
 
     Raises:
         UserError: there are no safetensors, or they are damaged or incomplete.
@@ -101,21 +111,37 @@ def unusable(folder: Path, error: Exception) -> UserError:
     )
 
 
-def read_tower(folder: Path, processor: Path, name: str, dtype: torch.dtype) -> ClipTower:
+def read_tower(folder: Path, processor: Path | None, dtype: torch.dtype) -> ClipTower:
     """Read CLIP's image tower from `folder` and the statistics of its images from the folder `processor`.
+
+    Without a `processor` they are CLIP's own. The tower is named after what it is, not where it was: generators that
+    were published with the same tower share one analysis of the images.
 
     Raises:
         UserError: either cannot be read.
     """
     from transformers import CLIPVisionModelWithProjection
 
+    mean, std = _statistics(processor) if processor else (list(OPENAI_CLIP_MEAN), list(OPENAI_CLIP_STD))
+    net = read(CLIPVisionModelWithProjection, folder, None)
+    return ClipTower(f"clip/{_fingerprint(net, [*mean, *std])}", nn.Module.to(net, dtype=dtype), mean, std)
+
+
+def _statistics(processor: Path) -> tuple[list[float], list[float]]:
     file = processor / "preprocessor_config.json"
     try:
         config = json.loads(file.read_text())
-        mean, std = config["image_mean"], config["image_std"]
+        return config["image_mean"], config["image_std"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file} does not give image_mean and image_std ({error!r}). Fetch it anew.") from error
-    return ClipTower(name, read(CLIPVisionModelWithProjection, folder, dtype), mean, std)
+
+
+def _fingerprint(net: nn.Module, numbers: Sequence[float]) -> str:
+    """Digest of weights, in half precision: the same tower has been published in full precision and in half."""
+    digest = hashlib.sha256(repr(list(numbers)).encode())
+    for value in net.parameters():
+        digest.update(value.detach().half().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_tensors(file: Path, names: Sequence[str]) -> list[Tensor]:
@@ -180,5 +206,6 @@ def read_decoder(folder: Path, tiny: str, dtype: torch.dtype) -> Any:
 
     if not tiny:
         return read(diffusers.AutoencoderKL, folder / "vae", dtype)
-    place, _ = find_weights(tiny, None, ["madebyollin/taesd"], ["."], "The tiny VAE")
+    files = ["config.json", "diffusion_pytorch_model.safetensors"]
+    place, _ = find_weights(tiny, None, ["madebyollin/taesd"], files, "The tiny VAE", "tiny_vae")
     return read(diffusers.AutoencoderTiny, place, dtype)
