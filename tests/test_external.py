@@ -45,7 +45,7 @@ class Other(Painted):
 def embedding(image: Image.Image) -> np.ndarray:
     pixels = torch.from_numpy(np.array(image.resize((16, 16), Image.Resampling.BICUBIC))) / 255
     row: np.ndarray = Colours().encode(pixels.permute(2, 0, 1)[None]).embedding[0].numpy()
-    return row / np.linalg.norm(row)
+    return np.asarray(row / np.linalg.norm(row))
 
 
 def test_the_neighbour_is_the_nearest_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

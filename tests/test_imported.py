@@ -281,7 +281,7 @@ def test_files_that_change_meanwhile_are_refused(tmp_path: Path) -> None:
     other = Held({names[1]: view(0), names[0]: view(1), **{name: view(0) for name in reversed(names[2:])}})
     with pytest.raises(UserError, match="files have changed since"):
         take(tmp_path / "views", other)
-    with pytest.raises(UserError, match="files: there 9, now 8"):
+    with pytest.raises(UserError, match="files_found: there 9, now 8"):
         take(tmp_path / "views", Held(dict(list(mirrored().items())[:8])))
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import Painted
 from genview.errors import UserError
-from genview.experiment import Experiment, Stages, analyse_images, generate_views, parse
-from genview.generators import ViewTable
+from genview.experiment import Experiment, Stages, analyse_images, generate_views, parse, take_views
+from genview.generators import ImportSettings, ViewTable
 from genview.launch import Here, Indexed, Launcher, Local
 from genview.store import RunFolder
 
@@ -90,3 +91,26 @@ def test_views_need_an_analysis_and_an_analysis_a_generator(photographs: Path, t
     for work in (analyse_images, generate_views):
         with pytest.raises(UserError, match="generator: null"):
             work(plain, Here(), silent)
+
+
+def test_views_made_elsewhere_are_taken_in_and_trained_on(photographs: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for path in photographs.rglob("*.png"):
+        if path.stem != "0007":
+            place = elsewhere / path.relative_to(photographs).with_suffix(".jpg")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(place)
+    content = {"images": {"kind": "folder", "root": str(photographs), "labels": "none"}}
+    stages = Stages.open(parse(Experiment, content, "test"), tmp_path / "run")
+    account = take_views(stages, elsewhere, ImportSettings(), silent)
+    assert (account.matched, account.stray, account.bare) == (29, 0, 1)
+    pairs = stages._pairs(silent)
+    assert pairs.find_view is not None
+    found = pairs.find_view("colour0/0003.png", 5)
+    assert found is not None
+    expected = Image.open(elsewhere / "colour0/0003.jpg")
+    assert np.array_equal(np.asarray(found[0]), np.asarray(expected))
+    generator = {**content, "generator": {"kind": "embedded"}}
+    other = Stages(parse(Experiment, generator, "test"), stages.run)
+    with pytest.raises(UserError, match="views that were imported"):
+        generate_views(other, Here(), silent)

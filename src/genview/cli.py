@@ -104,6 +104,31 @@ def generate(
         generate_views(stages, _launcher(launcher, workers, address), bars.tell)
 
 
+@app.command("import")
+def import_(
+    file: File,
+    out: Out,
+    place: Annotated[Path, typer.Option("--from", help="A folder of views, or of tar and zip files that hold them.")],
+    layout: Annotated[
+        Literal["mirrored", "flat", "mapping"],
+        typer.Option(help="Views lie under the paths of their images, or under their bare names, or a CSV tells."),
+    ] = "mirrored",
+    mapping: Annotated[
+        Path | None, typer.Option(help="The CSV of --layout mapping: file,key and perhaps draw,level.")
+    ] = None,
+    sets: Set = NO_SETS,
+) -> None:
+    """Take views that exist already into the run, in the place of generated ones."""
+    from genview.experiment import Stages, take_views
+    from genview.generators import ImportSettings
+
+    stages = Stages.open(_load(file, sets), out)
+    settings = ImportSettings(layout, mapping, stages.experiment.generate.shard)
+    with Bars() as bars:
+        account = take_views(stages, place, settings, bars.tell)
+    screen.print(str(account), highlight=False, soft_wrap=True)
+
+
 @app.command()
 def pretrain(file: File, out: Out, sets: Set = NO_SETS) -> None:
     """Train the backbone on pairs."""

@@ -3,7 +3,7 @@
 from genview.experiment.cost import cost
 from genview.experiment.fit import FitExperiment, fit_generator
 from genview.experiment.load import load, parse, to_yaml
-from genview.experiment.making import analyse_images, generate_views
+from genview.experiment.making import analyse_images, generate_views, take_views
 from genview.experiment.run import run_all
 from genview.experiment.schema import Experiment, QualitySettings
 from genview.experiment.stages import Stages
@@ -20,5 +20,6 @@ __all__ = [
     "load",
     "parse",
     "run_all",
+    "take_views",
     "to_yaml",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +15,9 @@ from genview.experiment.schema import Experiment, essential
 from genview.experiment.stages import Stages
 from genview.foreground import Analysis, Looking, analyse, analyse_part, begin_analysis, keep_examples, parts_of
 from genview.foreground.analyse import part_of
-from genview.generators import Job, Maker, Plan, Text, make_plan
+from genview.generators import Account, ImportSettings, Job, Maker, Plan, Text, import_views, make_plan
 from genview.generators.generate import finish, in_this_process
+from genview.generators.imported import files_in, imported
 from genview.generators.latent import LatentSettings
 from genview.generators.merge import SUMMARY, merged
 from genview.generators.plan import sidecar_of
@@ -52,6 +54,11 @@ def generate_views(stages: Stages, launcher: Launcher, tell: Tell) -> None:
         UserError: there is no analysis, the folder holds views of other settings, or a shard failed again and again.
     """
     stages = stages.telling(tell)
+    if imported(stages.run.views):
+        raise UserError(
+            f"{stages.run.views} holds views that were imported, and generated ones would mix with them. Choose "
+            "another --out, or delete that folder."
+        )
     if isinstance(launcher, Here):
         _finish(stages, tell)
         return
@@ -68,6 +75,27 @@ def generate_views(stages: Stages, launcher: Launcher, tell: Tell) -> None:
         (folder / SUMMARY).unlink(missing_ok=True)  # of an earlier merge, before files were lost
         launch(launcher, shards, range(len(plan)), _as(tell, "generate"))
         _once(stages, launcher, folder / SUMMARY, _finish, tell)
+
+
+def take_views(stages: Stages, place: Path, settings: ImportSettings, tell: Tell) -> Account:
+    """Take views that exist already, in a folder or archives, into the run's store.
+
+    Raises:
+        UserError: there is no image in `place`, none belongs to an image of the experiment, or several claim one.
+    """
+    stages = stages.telling(tell)
+    digest = hashlib.blake2b(str(place.absolute()).encode(), digest_size=6).hexdigest()
+    found = files_in(place, stages.index and stages.index / digest, tell)
+    identity = {"images": dump(stages.experiment)["images"], "from": str(place)}
+    return import_views(
+        stages.sources[0],
+        found,
+        stages.run.views,
+        settings,
+        identity=identity,
+        unreadable=stages.run.quarantine,
+        tell=tell,
+    )
 
 
 def looking_for_foreground(stages: Stages, tell: Tell) -> Looking:

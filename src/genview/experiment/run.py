@@ -7,6 +7,7 @@ from pathlib import Path
 from genview.experiment.making import analyse_images, generate_views
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
+from genview.generators.imported import imported
 from genview.launch import Launcher
 from genview.store import RunFolder
 from genview.training import plan_of
@@ -23,7 +24,8 @@ def run_all(experiment: Experiment, out: Path, launcher: Launcher, tell: Tell) -
     plan_of(experiment.training, len(stages.sources[0]))
     if experiment.generator is not None:
         analyse_images(stages, launcher, tell)
-        generate_views(stages, launcher, tell)
+        if not imported(stages.run.views):
+            generate_views(stages, launcher, tell)
     stages.pretrain(tell)
     stages.evaluate(tell)
     stages.report(tell)

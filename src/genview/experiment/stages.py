@@ -20,6 +20,7 @@ from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, QualitySettings, essential
 from genview.foreground import Analysis, Direction, Looking, fit_direction
 from genview.generators import Generator, ViewTable
+from genview.generators.imported import imported
 from genview.images import ImageSettings, ImageSource, Subset
 from genview.images.source import silent
 from genview.pairs import FindView, Pairs
@@ -181,7 +182,7 @@ class Stages:
         return Pairs(source, experiment.pairs, experiment.seed, found.find, usable)
 
     def _find_view(self, usable: list[int]) -> FindView | None:
-        if self.experiment.generator is None:
+        if self.experiment.generator is None and not imported(self.run.views):
             return None
         views, source = ViewTable(self.run.views), self.sources[0]
         missing = views.missing([source.key(i) for i in usable])

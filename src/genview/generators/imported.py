@@ -141,7 +141,7 @@ def _plan(
     In the plan, each view counts as an image with one draw.
     """
     chosen = {"layout": settings.layout, "mapping": _digest(settings.mapping), "shard": settings.shard}
-    wanted = {**identity, "imported": chosen, "images": len(source), "files": len(found)}
+    wanted = {**identity, "imported": chosen, "images_found": len(source), "files_found": len(found)}
     if (folder / "plan" / "plan.json").exists():
         claim(folder / "plan", wanted)
         return Plan.open(folder)
