@@ -136,7 +136,7 @@ def test_killed_in_the_middle_and_continued_ends_in_the_same_bytes(
 def test_help_names_every_verb_and_imports_no_torch() -> None:
     done = genview("--help")
     assert done.returncode == 0
-    for verb in ("run", "analyse", "generate", "fit-generator", "pretrain", "evaluate", "report", "check"):
+    for verb in ("run", "analyse", "generate", "import", "fit-generator", "pretrain", "evaluate", "report", "check"):
         assert verb in done.stdout
     code = "import sys, genview.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -152,6 +152,9 @@ def test_help_names_every_verb_and_imports_no_torch() -> None:
         (["run", "TINY", "--set", "generator={kind: unclip, weights: ROOT/images}"], "model_index.json"),
         (["run", "TINY", "--set", "mehtod=1"], "Did you mean 'method'"),
         (["run", "TINY", "--set", "training.batch=1000"], "fewer than one batch"),
+        (["run", "TINY", "--launcher", "index"], "give it to `genview analyse` and `genview generate`"),
+        (["analyse", "TINY", "--launcher", "index"], "neither a SLURM array, srun nor torchrun"),
+        (["import", "TINY", "--from", "ROOT/imagges"], "Did you mean 'images'"),
     ],
 )
 def test_faults_are_one_paragraph_and_exit_code_2(

@@ -23,7 +23,7 @@ from genview.generators.generate import finish, in_this_process
 from genview.generators.merge import merge, unfinished
 from genview.generators.plan import Tell
 from genview.generators.shard import run_shard
-from genview.store import read_table, write_table
+from genview.store import parts, read_table, write_table
 
 SETTINGS = GenerateSettings(shard=4, draws=2)
 COUNT = 24
@@ -307,6 +307,50 @@ def test_a_worker_that_comes_too_late_changes_nothing(plan: Plan, undisturbed: d
     run_shard(plan, 1, Maker(Interrupted(lambda: finished(plan)), 1))
     assert merge(plan, quiet) == []
     assert files(plan.folder) == undisturbed
+
+
+def test_a_worker_whose_file_was_swept_after_the_merge_ends_quietly(
+    plan: Plan, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = parts.settle
+
+    def others_finish(temporary: Path, path: Path) -> None:
+        monkeypatch.undo()
+        finished(plan)
+        assert not temporary.exists()
+        settle(temporary, path)
+
+    monkeypatch.setattr("genview.store.tars.settle", others_finish)
+    run_shard(plan, 1, Maker(Echo(), 1))
+    assert files(plan.folder) == undisturbed
+
+
+def test_two_that_merge_at_once_leave_one_store(
+    plan: Plan, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_this_process(Maker(Echo(), 1))(plan, unfinished(plan), quiet)
+    settle = parts.settle
+    begun: list[Path] = []
+
+    def other_is_faster(temporary: Path, path: Path, *, first: bool = False) -> None:
+        if not begun:
+            begun.append(path)
+            assert merge(plan, quiet) == []
+        settle(temporary, path, first=first)
+
+    monkeypatch.setattr(parts, "settle", other_is_faster)
+    assert merge(plan, quiet) == []
+    assert begun == [plan.folder / "index.arrow"]
+    assert files(plan.folder) == undisturbed
+
+
+def test_readers_wait_while_shards_are_made_anew(plan: Plan) -> None:
+    finished(plan)
+    plan.sidecar(2).unlink()
+    with pytest.raises(RuntimeError, match="driver"):
+        finish(plan, in_this_process(Maker(Raises(), 1)), quiet)
+    with pytest.raises(UserError, match="is not finished"):
+        ViewTable(plan.folder)
 
 
 def test_the_temporary_file_of_a_live_worker_is_left_alone(plan: Plan) -> None:

@@ -234,6 +234,24 @@ def test_conditions_that_cannot_be_used(lines: tuple[str, ...], message: str, tm
         planned(tmp_path / "views", conditions(tmp_path, *lines))
 
 
+def test_a_plan_that_was_refused_or_killed_binds_to_nothing(tmp_path: Path) -> None:
+    analysed(tmp_path / "analysis")
+    with pytest.raises(UserError, match="None of the 1 keys"):
+        planned(tmp_path / "views", conditions(tmp_path, "key,level", "nobody,5"))
+    plan = planned(tmp_path / "views", conditions(tmp_path, "key,level", f"{key(3)},5"))
+    assert plan.rows(1).level[2] == 5
+    (tmp_path / "views" / "plan" / "plan.json").unlink()
+    assert planned(tmp_path / "views", SETTINGS).draws == 1
+
+
+def test_a_plan_is_not_replaced_under_shards_that_are_made(tmp_path: Path) -> None:
+    make(tmp_path / "views", SETTINGS)
+    (tmp_path / "views" / "plan" / "plan.json").unlink()
+    with pytest.raises(UserError, match="draws: there 1, now 2"):
+        planned(tmp_path / "views", replace(SETTINGS, draws=2))
+    make(tmp_path / "views", SETTINGS)
+
+
 def test_conditions_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as a CSV of conditions"):
         read_conditions(tmp_path / "absent.csv", 1)

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from genview.errors import UserError
 from genview.images.source import UnreadableImage
+from genview.noise import UNKNOWN
 from genview.report import Result, gallery, results, write_page
 from genview.report.collect import collect, series, spread, table
 from genview.report.words import label, outcome, points
@@ -22,6 +23,9 @@ from genview.store import Measure, RunFolder, read_table, write_json, write_tabl
 SECTIONS = ["results", "views", "foreground", "pairs", "histograms", "curves", "quarantine", "experiment"]
 HOSTILE = "<script>alert(1)</script>/\"'><img src=x onerror=alert(2)>.png"
 COUNT, SIZE = 20, 32
+SCORES = 0.75 + 0.01 * np.array([3, -5, 1, 5, -1, 2, 0, -3, 4, -4, -2, 0, *range(8)])
+"""Those of the views at level 0, the first twelve, are 0.75 on average."""
+SKEWED = np.concatenate([[0.9, 0.7, 0.8], np.full(COUNT - 3, 0.75)]).astype(np.float32)
 
 
 class Page(HTMLParser):
@@ -107,7 +111,8 @@ def add_views(run: RunFolder) -> None:
             "shard": ["part-00000.tar"] * COUNT,
             "offset": np.array([offset for offset, _ in places]),
             "length": np.array([length for _, length in places]),
-            "score": np.where(np.arange(COUNT) < 12, 0.75, np.nan).astype(np.float32),
+            "score": np.where(np.arange(COUNT) < 12, SCORES, np.nan).astype(np.float32),
+            "diversity": np.where(np.arange(COUNT) < 12, 0.25, np.nan).astype(np.float32),
         },
     )
 
@@ -244,6 +249,8 @@ def test_views_stand_beside_their_originals_by_level(run: RunFolder) -> None:
     assert pixels(images["View of digits/019.png at level 300"])[0, 0].tolist() == [190, 0, 0]
     np.testing.assert_array_equal(pixels(images["Original digits/019.png"]), digits()[19])
     assert "similarity to the source: 0.75 on average" in page.texts["views"]
+    assert "distance between draws: 0.25 on average" in page.texts["views"]
+    assert page.texts["views"].count("on average") == 2, "nothing is known of the other level"
     assert "nan" not in page.texts["views"]
 
 
@@ -359,7 +366,7 @@ def test_levels_are_counted(run: RunFolder) -> None:
 
 def test_many_levels_give_a_few_rows_and_a_histogram(run: RunFolder) -> None:
     part = run.views / "part-00000.parquet"
-    columns = table(run.views, ["key", "status", "shard", "offset", "length", "score"])
+    columns = table(run.views, ["key", "status", "shard", "offset", "length", "score", "diversity"])
     assert columns is not None
     write_table(part, {**columns, "level": np.arange(COUNT) * 50})
     write_page(run, Digits())
@@ -424,8 +431,11 @@ def test_thumbnails_are_small_squares() -> None:
     np.testing.assert_array_equal(pixels(gallery.data_uri(tiny)), digits()[5])
 
 
-@pytest.mark.parametrize("name", ["analysis/examples.npz", "pairs/examples.npz", "views/part-00000.parquet"])
+@pytest.mark.parametrize(
+    "name", ["analysis/examples.npz", "pairs/examples.npz", "views/part-00000.parquet", "views/plan/plan.json"]
+)
 def test_damaged_files_are_named(run: RunFolder, name: str) -> None:
+    (run.root / name).parent.mkdir(exist_ok=True)
     (run.root / name).write_bytes(b"not what it should be")
     with pytest.raises(UserError, match=f"{name} is damaged"):
         write_page(run)
@@ -441,6 +451,74 @@ def test_equal_runs_give_equal_pages(run: RunFolder) -> None:
     first = write_page(run, Digits()).read_bytes()
     assert write_page(run, Digits()).read_bytes() == first
     assert json.loads((run.analysis / "summary.json").read_text())["threshold"] == 0.12345678
+
+
+def test_the_lowest_the_median_and_the_highest_score_of_a_level_are_shown(run: RunFolder) -> None:
+    write_page(run, Digits())
+    source = run.page.read_text()
+    shown = re.findall(
+        r'alt="View of [^"]*?(?:digits/)?(\d{3})?\.png at level 0"[^>]*>.*?<figcaption>(\w+) sim', source
+    )
+    assert [(int(name or 0), place) for name, place in shown] == [
+        (1, "lowest"),
+        (9, "lowest"),
+        (7, "lowest"),
+        (6, "median"),
+        (11, "median"),
+        (0, "highest"),
+        (8, "highest"),
+        (3, "highest"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "places"),
+    [(1, "m"), (2, "lh"), (3, "lmh"), (4, "lmmh"), (5, "llmhh"), (8, "lllmmhhh"), (9, "lllmmhhh")],
+)
+def test_no_view_is_shown_twice(count: int, places: str) -> None:
+    chosen = gallery.ranked(list(range(count)))
+    assert "".join(place[0] for _, place in chosen) == places
+    rows = [row for row, _ in chosen]
+    assert len(set(rows)) == len(rows)
+    assert rows == sorted(rows)
+    assert (rows[0], rows[-1]) == (0, count - 1)
+
+
+def test_a_level_that_is_not_known_is_called_so(run: RunFolder) -> None:
+    part = run.views / "part-00000.parquet"
+    write_table(part, {**read_table(part), "level": np.full(COUNT, UNKNOWN)})
+    write_page(run, Digits())
+    page = Page(run.page)
+    assert re.findall(r"<h3>([^<]*level[^<]*)</h3>", page.source) == ["Unknown level"]
+    assert "Views by level: 20 at unknown level" in page.source
+    assert str(UNKNOWN) not in page.texts["views"]
+
+
+def left_out_of(run: RunFolder, dropped: int, policy: str = "drop") -> str:
+    """Drop the first views, filter by 0.73…0.77, and return what the page says."""
+    part = run.views / "part-00000.parquet"
+    status = np.where(np.arange(COUNT) < dropped, "dropped", "made").astype(object)
+    status[-1] = "failed"
+    write_table(part, {**read_table(part), "status": status})
+    write_json(
+        run.views / "plan" / "plan.json", {"filter": {"policy": policy, "lowest": 0.73, "highest": 0.77, "tries": 3}}
+    )
+    write_page(run, Digits())
+    return Page(run.page).texts["views"]
+
+
+def test_views_that_were_left_out_are_counted_by_reason(run: RunFolder) -> None:
+    assert "left out" not in Page(write_page(run, Digits())).texts["views"]
+    failed = "1 failed (black in full precision, or no readable file)."
+    assert f"Views left out: {failed}" in left_out_of(run, 0)
+    said = "3 dropped by the filter (similarity: 1 below 0.73, 2 above 0.77) and " + failed
+    write_table(run.views / "part-00000.parquet", {**read_table(run.views / "part-00000.parquet"), "score": SKEWED})
+    assert said in left_out_of(run, 3)
+    assert "3 dropped by the filter after 3 more tries (" in left_out_of(run, 3, "redraw")
+    write_json(run.views / "summary.json", {"planned": 900, "made": 600, "dropped": 299, "failed": 1})
+    text = left_out_of(run, 3)
+    assert "299 dropped by the filter (similarity of 3 looked at: 1 below 0.73, 2 above 0.77)" in text
+    assert "Chosen from an even sample of 16 among 600 views." in text
 
 
 def test_dropped_views_are_not_drawn_and_not_counted(run: RunFolder) -> None:

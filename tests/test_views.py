@@ -16,14 +16,14 @@ from conftest import Painted
 from echo import Echo, analysed, job, key, make, planned, quiet, sidecars
 from genview.encoders import Encoded
 from genview.errors import UserError
-from genview.foreground import AnalyseSettings, Looking
+from genview.foreground import AnalyseSettings, Analysis, Looking
 from genview.generators import FilterSettings, GenerateSettings, Maker, ScoreSettings, ViewTable, generate
 from genview.generators.generate import finish, in_this_process
 from genview.generators.scores import SOURCES, diversity, embed_sources
 from genview.generators.shard import run_shard
 from genview.images.decode import decode
 from genview.seeds import seed_of
-from genview.store import read_at, read_table, write_table
+from genview.store import read_at, read_table, write_json, write_table
 from genview.store.table import Column
 
 SETTINGS = GenerateSettings(shard=6, draws=2, format="png")
@@ -54,7 +54,7 @@ def test_missing_counts_different_keys_without_a_view(tmp_path: Path) -> None:
 def test_keys_whose_digests_share_a_half_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def halves(keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
         numbers = [int("".join(c for c in str(name) if c.isdigit()) or 99) for name in keys]
-        return np.array([n // 5 for n in numbers], np.uint64), np.array([n % 5 for n in numbers], np.uint64)
+        return np.array([n // 6 for n in numbers], np.uint64), np.array([n % 6 for n in numbers], np.uint64)
 
     for where in ("merge", "views"):
         monkeypatch.setattr(f"genview.generators.{where}.digests", halves)
@@ -223,14 +223,12 @@ def analysed_paintings(folder: Path, source: Painted, part: int) -> None:
     """Write an analysis as the stage does: a row for each image that can be read."""
     for number, start in enumerate(range(0, len(source), part)):
         keys = [source.key(i) for i in range(start, min(start + part, len(source))) if i not in source.broken]
-        embedding = np.ones((len(keys), 4), np.float16)
-        if keys:
-            columns: dict[str, Column] = {
-                "key": keys,
-                "ratio": np.full(len(keys), 0.5, np.float32),
-                "embedding": embedding,
-            }
-            write_table(folder / f"part-{number:05d}.parquet", columns)
+        columns: dict[str, Column] = {
+            "key": np.array(keys, dtype=str),
+            "ratio": np.full(len(keys), 0.5, np.float32),
+            "embedding": np.ones((len(keys), 4), np.float16),
+        }
+        write_table(folder / f"part-{number:05d}.parquet", columns)
 
 
 def test_another_encoder_scores_by_its_own_embedding_of_the_source(tmp_path: Path) -> None:
@@ -291,3 +289,14 @@ def test_a_merge_that_is_cut_short_is_done_again(tmp_path: Path) -> None:
     generate(job(tmp_path / "analysis"), Maker(echo, 4), SETTINGS, views.folder, identity={"a": 1}, tell=quiet)
     assert echo.calls == []
     assert (views.folder / "index.arrow").read_bytes() == before
+
+
+def test_generating_from_an_unfinished_analysis_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="0 of 1 parts of the analysis: run `genview analyse` first"):
+        Analysis(tmp_path).check()
+    analysed(tmp_path, 10, part=4)
+    write_json(tmp_path / "settings.json", {"images_found": 13, "part": 4})
+    with pytest.raises(UserError, match="3 of 4 parts of the analysis"):
+        Analysis(tmp_path).check()
+    write_json(tmp_path / "settings.json", {"images_found": 12, "part": 4})
+    Analysis(tmp_path).check()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from genview.errors import UserError, writing
 
 if TYPE_CHECKING:
     from genview.experiment import Experiment
+    from genview.launch import Launcher
     from genview.store import RunFolder
 
 app = typer.Typer(
@@ -35,29 +36,97 @@ Out = Annotated[
 ]
 Set = Annotated[list[str], typer.Option("--set", help="Override: path=value, as in --set images.root=PHOTOS.")]
 NO_SETS: list[str] = []
+Launching = Annotated[
+    Literal["auto", "here", "local", "index", "ray"],
+    typer.Option(
+        help="Who analyses and generates: this process, processes of this machine (one for each GPU), the processes "
+        "that SLURM or torchrun started, or Ray. auto: local where there are several GPUs, else here."
+    ),
+]
+Workers = Annotated[int, typer.Option(help="Processes of --launcher local; 0 is one for each GPU, or core.")]
+Address = Annotated[str, typer.Option(help="Cluster of --launcher ray; without it, Ray runs on this machine.")]
 
 
 @app.command()
-def run(file: File, out: Out, sets: Set = NO_SETS) -> None:
+def run(
+    file: File,
+    out: Out,
+    sets: Set = NO_SETS,
+    launcher: Launching = "auto",
+    workers: Workers = 0,
+    address: Address = "",
+) -> None:
     """Do every stage in order, continuing where it stopped, and show the results."""
     from genview.experiment import run_all
 
+    if launcher == "index":
+        raise UserError(
+            "--launcher index is for processes that SLURM or torchrun started: give it to `genview analyse` and "
+            "`genview generate`, and run this in one process afterwards; it takes up what they have made."
+        )
     experiment = _load(file, sets)
     with Bars() as bars:
-        folder = run_all(experiment, out, bars.tell)
+        folder = run_all(experiment, out, _launcher(launcher, workers, address), bars.tell)
     _show(folder, experiment)
 
 
 @app.command()
-def analyse(file: File, out: Out, sets: Set = NO_SETS) -> None:
+def analyse(
+    file: File,
+    out: Out,
+    sets: Set = NO_SETS,
+    launcher: Launching = "auto",
+    workers: Workers = 0,
+    address: Address = "",
+) -> None:
     """Measure the foreground of every image and store the generator's condition."""
-    _stage("analyse", file, out, sets)
+    from genview.experiment import Stages, analyse_images
+
+    stages = Stages.open(_load(file, sets), out)
+    with Bars() as bars:
+        analyse_images(stages, _launcher(launcher, workers, address), bars.tell)
 
 
 @app.command()
-def generate(file: File, out: Out, sets: Set = NO_SETS) -> None:
+def generate(
+    file: File,
+    out: Out,
+    sets: Set = NO_SETS,
+    launcher: Launching = "auto",
+    workers: Workers = 0,
+    address: Address = "",
+) -> None:
     """Make the views of every analysed image."""
-    _stage("generate", file, out, sets)
+    from genview.experiment import Stages, generate_views
+
+    stages = Stages.open(_load(file, sets), out)
+    with Bars() as bars:
+        generate_views(stages, _launcher(launcher, workers, address), bars.tell)
+
+
+@app.command("import")
+def import_(
+    file: File,
+    out: Out,
+    place: Annotated[Path, typer.Option("--from", help="A folder of views, or of tar and zip files that hold them.")],
+    layout: Annotated[
+        Literal["mirrored", "flat", "mapping"],
+        typer.Option(help="Views lie under the paths of their images, or under their bare names, or a CSV tells."),
+    ] = "mirrored",
+    mapping: Annotated[
+        Path | None, typer.Option(help="The CSV of --layout mapping: file,key and perhaps draw,level.")
+    ] = None,
+    sets: Set = NO_SETS,
+) -> None:
+    """Take views that exist already into the run, in the place of generated ones."""
+    from genview.experiment import Stages, take_views
+    from genview.generators import ImportSettings
+
+    stages = Stages.open(_load(file, sets), out)
+    settings = ImportSettings(layout, mapping, stages.experiment.generate.shard)
+    with Bars() as bars:
+        account = take_views(stages, place, settings, bars.tell)
+    screen.print(str(account), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -162,12 +231,25 @@ def _load(file: Path, sets: list[str]) -> Experiment:
     return load(Experiment, file, sets)
 
 
+def _launcher(name: str, workers: int, address: str) -> Launcher:
+    import torch
+
+    from genview.launch import Here, Indexed, Local, Ray
+
+    if name == "auto":
+        name = "local" if workers > 1 or torch.cuda.device_count() > 1 else "ray" if address else "here"
+    if name == "index":
+        return Indexed.from_environment()
+    chosen: dict[str, Launcher] = {"here": Here(), "local": Local(workers), "ray": Ray(address)}
+    return chosen[name]
+
+
 def _stage(name: str, file: Path, out: Path, sets: list[str]) -> None:
     from genview.experiment import Stages
 
     stages = Stages.open(_load(file, sets), out)
     with Bars() as bars:
-        work: Callable[[Callable[..., None]], object] = getattr(stages, name)
+        work: Callable[[Callable[..., None]], object] = getattr(stages.telling(bars.tell), name)
         work(bars.tell)
 
 

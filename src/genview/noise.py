@@ -19,6 +19,8 @@ from genview.seeds import seed_of
 
 PAPER_LEVELS = (0, 100, 200, 300, 400)
 HIGHEST = 999
+UNKNOWN = -2
+"""The level of a view that was made elsewhere and says none; −1 is that of pairs without a generated view."""
 
 
 def adaptive_level(ratio: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from genview.generators.settings import GenerateSettings
 from genview.images import ImageSettings
 from genview.methods import Method, MoCoV2
 from genview.noise import Adaptive, NoisePolicy
-from genview.pairs import PairSettings
+from genview.pairs import ExternalViews, PairSettings
 from genview.training import TrainSettings
 
 INDIFFERENT = {
@@ -60,6 +60,7 @@ class Experiment:
     A generator's `preset` (paper, balanced, fast, draft) stands for options, and those given beside it win.
     `generator: null` gives pairs of the originals alone and `quality: null` equal weights: the paper's
     baselines. `baseline: true` trains that baseline too, with the same budget, and shows both side by side.
+    `views` takes images of another collection instead of generated ones, a comparison of the paper.
     `test` holds labelled images to evaluate on; where it is absent, a part of `images` is held out for that.
     """
 
@@ -71,6 +72,7 @@ class Experiment:
     foreground: AnalyseSettings = field(default_factory=AnalyseSettings)
     noise: Annotated[NoisePolicy, Field(discriminator="kind")] = field(default_factory=Adaptive)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
+    views: ExternalViews | None = None
     pairs: PairSettings = field(default_factory=PairSettings)
     quality: QualitySettings | None = None
     method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=MoCoV2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,39 +18,22 @@ from genview.errors import UserError
 from genview.evaluation import Reading, evaluate, extract, knn_accuracy, split
 from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, QualitySettings, essential
-from genview.foreground import Analysis, Direction, Looking, analyse, fit_direction
-from genview.generators import Generator, Job, Maker, Text, UnclipSettings, ViewTable, make_plan
-from genview.generators.generate import finish, in_this_process
-from genview.generators.scores import SOURCES, embed_sources
-from genview.generators.trial import batch_for
-from genview.images import ImageSource, Subset
+from genview.foreground import Analysis, Direction, Looking, fit_direction
+from genview.generators import Generator, ViewTable
+from genview.generators.imported import imported
+from genview.images import ImageSettings, ImageSource, Subset
+from genview.images.source import silent
 from genview.pairs import FindView, Pairs
+from genview.pairs.external import Eyes, Joined, neighbours
 from genview.quality import TowerQuality
 from genview.report import write_page
-from genview.store import RunFolder, write_bytes
+from genview.store import RunFolder, claim, write_bytes
 from genview.store.parts import differences
-from genview.training import plan_of, pretrain
+from genview.training import pretrain
 from genview.training.pretrain import Probe, Tell, Weigh
 
 ONLINE_IMAGES = 2000
 ONLINE_K = 20
-
-
-def run_all(experiment: Experiment, out: Path, tell: Tell) -> RunFolder:
-    """Do every stage that `experiment` asks for; return the run folder.
-
-    Raises:
-        UserError: see the stages.
-    """
-    stages = Stages.open(experiment, out)
-    plan_of(experiment.training, len(stages.sources[0]))
-    if experiment.generator is not None:
-        stages.analyse(tell)
-        stages.generate(tell)
-    stages.pretrain(tell)
-    stages.evaluate(tell)
-    stages.report(tell)
-    return stages.run
 
 
 @dataclass(frozen=True)
@@ -60,14 +45,31 @@ class Stages:
     label: str = ""
     analysis: Path | None = None
     """Where the analysis lies that tells usable images; the run's own where None."""
+    index: Path | None = None
+    """Where lists of images are kept, so that folders are looked through once; nowhere where None."""
+    tell: Tell = silent
+    """Is told the progress of looking for images."""
+    wanted_device: str = "auto"
+
+    @staticmethod
+    def on(device: str, experiment: Experiment, out: Path) -> Stages:
+        """Return the stages of an opened run for a worker on a device."""
+        return Stages(experiment, RunFolder(out), index=out / "index", wanted_device=device)
+
+    def telling(self, tell: Tell) -> Stages:
+        """Return these stages with someone who is told what takes long."""
+        return replace(self, tell=tell)
 
     @staticmethod
     def open(experiment: Experiment, out: Path) -> Stages:
         """Bind an experiment to its folder.
 
         Raises:
-            UserError: the folder holds another experiment; the message shows what differs.
+            UserError: the folder holds another experiment; the message shows what differs. Or views are to come
+                from a generator and from elsewhere.
         """
+        if experiment.views is not None and experiment.generator is not None:
+            raise UserError("generator and views are two answers to one question: set generator: null to compare.")
         run = RunFolder(out)
         if run.experiment.exists() and run.begun:
             found, wanted = essential(read_yaml(run.experiment)), essential(dump(experiment))
@@ -77,20 +79,20 @@ class Stages:
                     "Choose another --out, or put the settings back to continue that one."
                 )
         write_bytes(run.experiment, to_yaml(experiment).encode())
-        return Stages(experiment, run)
+        return Stages(experiment, run, index=out / "index", wanted_device=experiment.training.device)
 
     @cached_property
     def device(self) -> str:
         """Where frozen encoders and generators run."""
-        wanted = self.experiment.training.device
+        wanted = self.wanted_device
         return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
     @cached_property
     def sources(self) -> tuple[ImageSource, ImageSource | None]:
         """Images to train on, and labelled images to evaluate on (None: there are no labels)."""
-        images = self.experiment.images.build()
+        images = self._found(self.experiment.images)
         if self.experiment.test is not None:
-            return images, self.experiment.test.build()
+            return images, self._found(self.experiment.test)
         if images.classes:
             return split(images, 0.2, self.experiment.seed)
         return images, None
@@ -102,53 +104,18 @@ class Stages:
             raise UserError("This experiment has generator: null, so there is nothing to analyse or to generate.")
         return self.experiment.generator.load(self.device)
 
-    def analyse(self, tell: Tell) -> None:
-        """Foreground ratio and condition of every image."""
-        resolved = dump(self.experiment)
-        identity = {"images": resolved["images"], "encoder": self.generator.encoder.name}
-        analyse(
-            self._looking(self.generator.encoder, tell),
-            self.run.analysis,
-            seed=self.experiment.seed,
-            identity=identity,
-        )
-
-    def generate(self, tell: Tell) -> None:
-        """Views of every analysed image."""
-        generator, device, settings = self.generator, self.device, self.experiment.generator
-        assert settings is not None
-        Analysis(self.run.analysis).check()
-        job = Job(
-            analysis=self.run.analysis,
-            policy=self.experiment.noise,
-            guidance=settings.guidance,
-            seed=self.experiment.seed,
-            text=Text(settings.prompt, settings.negative) if isinstance(settings, UnclipSettings) else Text(),
-        )
-        resolved = essential(dump(self.experiment))
-        identity = {name: resolved[name] for name in ("images", "generator", "foreground", "noise", "seed")}
-        maker = Maker(generator, batch_for(generator, settings.batch, device), encoder=self._judge(), device=device)
-        plan = make_plan(job, self.experiment.generate, self.run.views, identity=identity, tell=tell)
-        if maker.encoder is not generator.encoder:
-            looking = self._looking(maker.encoder, tell)
-            embed_sources(looking, self.run.analysis, self.run.views / SOURCES, identity=identity)
-        finish(plan, in_this_process(maker), tell)
-
-    def _judge(self) -> FrozenEncoder | None:
-        """The encoder that scores views, where it is not the generator's own."""
-        scores = self.experiment.generate.scores
-        if scores is None or scores.encoder == "generator":
-            return None
-        return load_frozen(scores.encoder).to(self.device)
+    def _found(self, images: ImageSettings) -> ImageSource:
+        """Build a source; its list is kept under a name that tells settings apart."""
+        digest = hashlib.blake2b(json.dumps(dump(images)).encode(), digest_size=6).hexdigest()
+        source: ImageSource = images.build(self.index and self.index / digest, self.tell)
+        return source
 
     def pretrain(self, tell: Tell) -> None:
         """Train the backbone, and the baseline if the experiment wants one."""
         if not self.run.backbone.exists():
-            settings, usable = self.experiment.pairs, self._usable()
-            pairs = Pairs(self.sources[0], settings, self.experiment.seed, self._find_view(usable), usable)
             pretrain(
                 self.experiment.method,
-                pairs,
+                self._pairs(tell),
                 self.experiment.training,
                 self.run,
                 weigh=self._weigh(tell),
@@ -184,9 +151,9 @@ class Stages:
 
     def plain(self) -> Stages:
         """The same budget on the originals alone, with equal weights."""
-        experiment = replace(self.experiment, generator=None, quality=None, baseline=False)
+        experiment = replace(self.experiment, generator=None, views=None, quality=None, baseline=False)
         stages = Stages.open(experiment, self.run.baseline.root)
-        return replace(stages, label=" (baseline)", analysis=self.run.analysis)
+        return replace(stages, label=" (baseline)", analysis=self.run.analysis, index=self.index)
 
     def _usable(self) -> list[int]:
         """Images that the analysis could read; all of them where there is none."""
@@ -196,8 +163,26 @@ class Stages:
         known = set(Analysis(folder).rows(["key"])["key"])
         return [i for i in range(len(source)) if source.key(i) in known]
 
+    def _pairs(self, tell: Tell) -> Pairs:
+        """The pairs to train on; external images make them more, or others, and a training no longer."""
+        experiment, source, usable = self.experiment, self.sources[0], self._usable()
+        views = experiment.views
+        if views is None:
+            return Pairs(source, experiment.pairs, experiment.seed, self._find_view(usable), usable)
+        external = views.build(self.index and self.index / "external", self.tell)
+        identity = {"views": dump(views), "images": dump(experiment)["images"], "found": len(external)}
+        if views.use == "extra":
+            claim(self.run.external, identity)
+            joined = Joined(source, external)
+            return Pairs(joined, experiment.pairs, experiment.seed, epoch=len(source))
+        encoder = load_frozen(views.encoder).to(self.device)
+        eyes = Eyes(encoder, self.device, workers=experiment.foreground.workers, tell=tell)
+        eyes = replace(eyes, unreadable=self.run.quarantine)
+        found = neighbours(source, external, eyes, self.run.external, identity)
+        return Pairs(source, experiment.pairs, experiment.seed, found.find, usable)
+
     def _find_view(self, usable: list[int]) -> FindView | None:
-        if self.experiment.generator is None:
+        if self.experiment.generator is None and not imported(self.run.views):
             return None
         views, source = ViewTable(self.run.views), self.sources[0]
         missing = views.missing([source.key(i) for i in usable])
@@ -208,7 +193,8 @@ class Stages:
             )
         return views.find
 
-    def _looking(self, encoder: FrozenEncoder, tell: Tell) -> Looking:
+    def looking(self, encoder: FrozenEncoder, tell: Tell) -> Looking:
+        """The images to train on as a frozen encoder sees them."""
         settings = self.experiment.foreground
         return Looking(self.sources[0], encoder, settings, self.device, tell, self.run.quarantine)
 
@@ -228,7 +214,7 @@ class Stages:
         if settings.direction is not None:
             return Direction.from_npy(settings.direction)
         if not (folder / "summary.json").exists():
-            looking = self._looking(encoder, tell)
+            looking = self.looking(encoder, tell)
             plain = replace(looking, settings=replace(looking.settings, direction=None, sign="auto"))
             fit_direction(plain, folder, seed=self.experiment.seed)
         return Analysis(folder).direction()

@@ -1,6 +1,16 @@
 """Foreground: a direction in token space, which side of it is foreground, and how much of an image lies there."""
 
-from genview.foreground.analyse import AnalyseSettings, Analysis, Looking, analyse, fit_direction
+from genview.foreground.analyse import (
+    AnalyseSettings,
+    Analysis,
+    Looking,
+    analyse,
+    analyse_part,
+    begin_analysis,
+    fit_direction,
+    keep_examples,
+    parts_of,
+)
 from genview.foreground.direction import Direction, ScoreHistogram, TokenMoments, principal_direction
 from genview.foreground.masks import foreground_ratio, soft_mask
 from genview.foreground.sign import CentrePrior
@@ -14,8 +24,12 @@ __all__ = [
     "ScoreHistogram",
     "TokenMoments",
     "analyse",
+    "analyse_part",
+    "begin_analysis",
     "fit_direction",
     "foreground_ratio",
+    "keep_examples",
+    "parts_of",
     "principal_direction",
     "soft_mask",
 ]

@@ -71,11 +71,13 @@ class Analysis:
         Raises:
             UserError: it has not.
         """
-        claimed, parts = self.folder / "settings.json", len(list(self.folder.glob("part-*.parquet")))
-        wanted = json.loads(claimed.read_text()) if claimed.exists() else {"images_found": 1, "part": 1}
-        # A part none of whose images can be read is not written: then the examples, written last, decide.
-        if parts < -(-wanted["images_found"] // wanted["part"]) and not (self.folder / "examples.npz").exists():
-            raise UserError(f"{self.folder} holds no finished analysis: run `genview analyse` first.")
+        settings = self.folder / "settings.json"
+        claimed = json.loads(settings.read_text()) if settings.exists() else {"images_found": 1, "part": 1}
+        wanted, found = -(-claimed["images_found"] // claimed["part"]), len(list(self.folder.glob("part-*.parquet")))
+        if found < wanted:
+            raise UserError(
+                f"{self.folder} holds {found} of {wanted} parts of the analysis: run `genview analyse` first."
+            )
 
     def direction(self) -> Direction:
         """Direction, pointing to the foreground."""
@@ -132,7 +134,7 @@ def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str,
         UserError: the folder holds the analysis of other settings, seed or `identity`, or no image can be read.
     """
     analysis = begin_analysis(looking, folder, seed=seed, identity=identity)
-    for number in parts_of(looking):
+    for number in parts_of(looking.source, looking.settings):
         if not part_of(folder, number).exists():
             analyse_part(looking, analysis, number)
     keep_examples(looking, analysis)
@@ -154,9 +156,9 @@ def begin_analysis(looking: Looking, folder: Path, *, seed: int, identity: Mappi
     return Analysis(folder)
 
 
-def parts_of(looking: Looking) -> range:
+def parts_of(source: ImageSource, settings: AnalyseSettings) -> range:
     """Numbers of the parts that the images of a source are analysed in."""
-    return range(-(-len(looking.source) // looking.settings.part))
+    return range(-(-len(source) // settings.part))
 
 
 def part_of(folder: Path, number: int) -> Path:

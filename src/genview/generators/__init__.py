@@ -4,6 +4,7 @@ from genview.generators.embedded import Embedded, EmbeddedSettings
 from genview.generators.generate import generate
 from genview.generators.generator import Generator, Text
 from genview.generators.img2img import Img2Img, Img2ImgSettings
+from genview.generators.imported import Account, ImportSettings, import_views
 from genview.generators.ip_adapter import IpAdapter, IpAdapterSettings
 from genview.generators.kandinsky import Kandinsky, KandinskySettings
 from genview.generators.maker import Maker
@@ -16,6 +17,7 @@ from genview.generators.views import ViewTable
 GeneratorSettings = EmbeddedSettings | UnclipSettings | IpAdapterSettings | KandinskySettings | Img2ImgSettings
 
 __all__ = [
+    "Account",
     "Embedded",
     "EmbeddedSettings",
     "FilterSettings",
@@ -24,6 +26,7 @@ __all__ = [
     "GeneratorSettings",
     "Img2Img",
     "Img2ImgSettings",
+    "ImportSettings",
     "IpAdapter",
     "IpAdapterSettings",
     "Job",
@@ -37,5 +40,6 @@ __all__ = [
     "UnclipSettings",
     "ViewTable",
     "generate",
+    "import_views",
     "make_plan",
 ]

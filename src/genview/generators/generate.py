@@ -7,7 +7,7 @@ from pathlib import Path
 
 from genview.errors import UserError
 from genview.generators.maker import Maker
-from genview.generators.merge import merge, merged, unfinished
+from genview.generators.merge import SUMMARY, merge, merged, unfinished
 from genview.generators.plan import Plan, Tell
 from genview.generators.planning import Job, make_plan
 from genview.generators.settings import GenerateSettings
@@ -50,7 +50,9 @@ def finish(plan: Plan, launch: Launch, tell: Tell) -> None:
     for _ in range(ROUNDS):
         if merged(plan):
             return
-        launch(plan, unfinished(plan), tell)
+        if shards := unfinished(plan):
+            (plan.folder / SUMMARY).unlink(missing_ok=True)  # readers must not meet an index of shards that change
+            launch(plan, shards, tell)
         bad = merge(plan, tell)
         if not bad:
             return

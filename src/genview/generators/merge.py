@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,16 +55,16 @@ def merge(plan: Plan, tell: Tell) -> list[int]:
     One pass over the sidecars: reading them is what takes long, and the arrays kept take 46 bytes a view. The
     sidecar of a shard that is damaged, or whose tar is gone or has another size, is removed. When all are whole,
     tars that no sidecar names are removed, as are files that killed workers left half written; `summary.json`
-    is written last and marks the store as merged.
+    is written last and marks the store as merged. Several processes may merge at once: they write the same.
 
     Raises:
         UserError: the plan is damaged, or the disk is full.
     """
-    (plan.folder / SUMMARY).unlink(missing_ok=True)
     index, counts, bad = Index(plan.views), Counter[str](), []
     for shard, planned in enumerate(plan.planned()):
         found = _checked(plan, shard, planned)
         if found is None:
+            (plan.folder / SUMMARY).unlink(missing_ok=True)
             plan.sidecar(shard).unlink(missing_ok=True)
             bad.append(shard)
         elif not bad:
@@ -73,7 +73,12 @@ def merge(plan: Plan, tell: Tell) -> list[int]:
         tell("merge", shard + 1, len(plan), "")
     if not bad:
         _tidy(plan.folder, {name for name, _ in index.shards})
-        index.write(plan.folder, {name: int(counts[name]) for name in (MADE, DROPPED, FAILED)})
+        try:
+            index.write(plan.folder, {name: int(counts[name]) for name in (MADE, DROPPED, FAILED)})
+        except FileNotFoundError:
+            if not merged(plan):  # otherwise another process was first and has swept what this one was writing
+                raise
+        sweep(plan.folder)
     return bad
 
 
@@ -146,10 +151,9 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _tidy(folder: Path, named: Sequence[str] | set[str]) -> None:
-    """Remove tars that no sidecar names, and what was left half written."""
+def _tidy(folder: Path, named: set[str]) -> None:
+    """Remove tars that no sidecar names, and what was left half written of the plan."""
     for path in folder.glob("part-*.tar"):
         if TAR.fullmatch(path.name) and path.name not in named:
             path.unlink(missing_ok=True)
-    sweep(folder)
     sweep(folder / "plan")

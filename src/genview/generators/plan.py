@@ -98,7 +98,7 @@ class Plan:
 
     def sidecar(self, shard: int) -> Path:
         """Return the table that says what became of every view of a shard; the shard is done when it exists."""
-        return self.folder / f"part-{shard:05d}.parquet"
+        return sidecar_of(self.folder, shard)
 
     def planned(self) -> Iterator[Columns]:
         """Yield the planned rows of every shard in turn."""
@@ -165,6 +165,11 @@ class Plan:
         first = shard % self.shards_a_part * self.images_a_shard * self.draws
         rows = slice(first, first + len(self.images_of(shard)) * self.draws)
         return {name: column[rows] for name, column in part.items()}
+
+
+def sidecar_of(folder: Path, shard: int) -> Path:
+    """Return where the table of a shard lies, for those who need no plan to look whether it is there."""
+    return folder / f"part-{shard:05d}.parquet"
 
 
 def plan_part(folder: Path, number: int) -> Path:

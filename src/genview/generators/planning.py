@@ -44,7 +44,7 @@ def make_plan(
     """Write the plan of `settings.draws` views of every analysed image, or return the one that is there.
 
     One pass over keys and ratios of the analysis; memory does not grow with the number of images. `plan.json`
-    is written last: a plan without it was killed half-way, and is written over by equal bytes.
+    is written last: a plan without it was killed half-way or refused, and is written over.
 
     Raises:
         UserError: the folder holds a plan of other settings or `identity`, there is no analysis or it has grown,
@@ -52,9 +52,10 @@ def make_plan(
     """
     settings.check()
     conditions = read_conditions(settings.conditions, settings.draws) if settings.conditions else None
-    chosen = {**asdict(settings), "conditions": _digest(settings.conditions)}
-    claim(folder / "plan", {**identity, **chosen})
-    if (folder / "plan" / "plan.json").exists():
+    place, wanted = folder / "plan", {**identity, **asdict(settings), "conditions": _digest(settings.conditions)}
+    if (place / "plan.json").exists() or any(folder.glob("part-*")):
+        claim(place, wanted)
+    if (place / "plan.json").exists():
         return _same_images(Plan.open(folder), job.analysis)
     images_a_shard = max(1, settings.shard // settings.draws)
     shards_a_part = max(1, PART // (images_a_shard * settings.draws))
@@ -78,7 +79,10 @@ def make_plan(
         scores=settings.scores,
         filter=settings.filter,
     )
-    write_json(folder / "plan" / "plan.json", {k: v for k, v in asdict(plan).items() if k != "folder"})
+    if not any(folder.glob("part-*")):
+        (place / "settings.json").unlink(missing_ok=True)  # of a plan that was never finished
+    claim(place, wanted)
+    write_json(place / "plan.json", {k: v for k, v in asdict(plan).items() if k != "folder"})
     return plan
 
 

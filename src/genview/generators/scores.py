@@ -47,7 +47,8 @@ def embed_sources(looking: Looking, analysis: Path, folder: Path, *, identity: M
     for path in sorted(analysis.glob("part-*.parquet")):
         if not (folder / path.name).exists():
             keys = read_table(path, ["key"])["key"]
-            write_table(folder / path.name, {"key": keys, "embedding": _embeddings(looking, path, keys)})
+            embedding = _embeddings(looking, path, keys)
+            write_table(folder / path.name, {"key": keys.astype(str), "embedding": embedding})
 
 
 def _embeddings(looking: Looking, path: Path, keys: np.ndarray) -> np.ndarray:
@@ -62,5 +63,7 @@ def _embeddings(looking: Looking, path: Path, keys: np.ndarray) -> np.ndarray:
         for index, row in zip(found, encoded.embedding.half().cpu().numpy(), strict=True):
             rows[wanted[looking.source.key(index)]] = row
     blank = torch.zeros(1, 3, looking.encoder.size, looking.encoder.size, device=looking.device)
-    nothing = np.full(looking.encoder.encode(blank).embedding.shape[1], np.nan, dtype=np.float16)
-    return np.stack([rows.get(place, nothing) for place in range(len(keys))])
+    embedding = np.full((len(keys), looking.encoder.encode(blank).embedding.shape[1]), np.nan, dtype=np.float16)
+    for place, row in rows.items():
+        embedding[place] = row
+    return embedding

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,13 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from genview.generators.maker import Maker, black
-from genview.generators.plan import Plan, Rows
+from genview.generators.plan import Columns, Plan, Rows
 from genview.generators.scores import SOURCES, diversity
 from genview.generators.settings import FilterSettings
 from genview.seeds import seed_of
 from genview.store import write_named_tar, write_table
 from genview.store.table import Column
-from genview.store.tars import Tar
 
 MADE, DROPPED, FAILED = "made", "dropped", "failed"
 ENCODERS = 2
@@ -139,43 +139,43 @@ def _sources(plan: Plan, number: int, rows: Rows) -> Tensor | None:
     return torch.nn.functional.normalize(found, dim=1)
 
 
+def write_images(part: Path, rows: Columns, images: Iterable[tuple[int, str, bytes]]) -> dict[str, Column]:
+    """Write the tar of a shard and return where its images lie, which belongs into its sidecar `part`.
+
+    Args:
+        part: the path of the sidecar.
+        rows: key, draw, level and seed of every view of the shard; each image gets its own as a JSON file.
+        images: rows in some order, the extension and the bytes of an image file for each; taken one by one.
+
+    Returns:
+        Columns shard, shard_bytes, offset and length, a value for each row; 0 where there is no image.
+    """
+    written: list[int] = []
+
+    def members() -> Iterator[tuple[str, bytes]]:
+        for row, extension, data in images:
+            written.append(row)
+            about = {"key": rows["key"][row], **{name: int(rows[name][row]) for name in ("draw", "level", "seed")}}
+            yield f"{part.stem}-{row:06d}.{extension}", data
+            yield f"{part.stem}-{row:06d}.json", json.dumps(about, ensure_ascii=False).encode()
+
+    tar = write_named_tar(part.parent, part.stem, members())
+    places = np.zeros((len(rows["key"]), 2), dtype=np.int64)
+    places[written] = np.array(tar.places[::2], dtype=np.int64).reshape(-1, 2)
+    return {
+        "shard": [tar.name] * len(places),
+        "shard_bytes": np.full(len(places), tar.size, dtype=np.int64),
+        "offset": places[:, 0],
+        "length": places[:, 1],
+    }
+
+
 def _write(plan: Plan, number: int, shard: Shard, files: Mapping[int, bytes]) -> None:
     """Write the tar, then the table that marks the shard as done."""
     part = plan.sidecar(number)
-    made = sorted(files)
     extension = {"jpeg": "jpg"}.get(plan.format, plan.format)
-    members = []
-    for i in made:
-        name = f"{part.stem}-{i:06d}"
-        about = {
-            "key": shard.rows.key[i],
-            "draw": int(shard.rows.draw[i]),
-            "level": int(shard.rows.level[i]),
-            "seed": int(shard.seeds[i]),
-        }
-        members += [
-            (f"{name}.{extension}", files[i]),
-            (f"{name}.json", json.dumps(about, ensure_ascii=False).encode()),
-        ]
-    tar = write_named_tar(plan.folder, part.stem, members)
-    places = np.zeros((len(shard.status), 2), dtype=np.int64)
-    places[made] = np.array(tar.places[::2], dtype=np.int64).reshape(-1, 2)
-    write_table(part, _columns(shard, tar, places), first=True)
-
-
-def _columns(shard: Shard, tar: Tar, places: np.ndarray) -> dict[str, Column]:
-    rows, count = shard.rows, len(places)
-    return {
-        "key": rows.key,
-        "draw": rows.draw,
-        "level": rows.level,
-        "seed": shard.seeds,
-        "guidance": rows.guidance,
-        "status": shard.status,
-        "shard": [tar.name] * count,
-        "shard_bytes": np.full(count, tar.size, dtype=np.int64),
-        "offset": places[:, 0],
-        "length": places[:, 1],
-        "score": shard.score,
-        "diversity": shard.diversity(),
-    }
+    rows = {name: getattr(shard.rows, name) for name in ("key", "draw", "level", "guidance")}
+    rows["seed"] = shard.seeds
+    placed = write_images(part, rows, ((row, extension, files[row]) for row in sorted(files)))
+    judged = {"score": shard.score, "diversity": shard.diversity()}
+    write_table(part, {**rows, "status": shard.status, **placed, **judged}, first=True)

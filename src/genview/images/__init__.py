@@ -13,7 +13,7 @@ from genview.images.decode import decode, rgb
 from genview.images.digits import DigitImages, Digits
 from genview.images.folder import Folder, FolderImages
 from genview.images.listing import Listing, ListingImages
-from genview.images.source import ImageSource, Tell, UnreadableImage, silent
+from genview.images.source import ImageFiles, ImageSource, Tell, UnreadableImage, silent
 from genview.images.torchvision_sets import TorchvisionImages, TorchvisionSet
 
 SingleImages = FolderImages | ListingImages | ArchiveImages | DigitImages | TorchvisionImages
@@ -45,6 +45,7 @@ __all__ = [
     "Digits",
     "Folder",
     "FolderImages",
+    "ImageFiles",
     "ImageSettings",
     "ImageSource",
     "Listing",

@@ -89,9 +89,13 @@ class Archives:
 
     def image(self, i: int) -> Image.Image:
         """Read and decode."""
+        return decode(self.data(i))
+
+    def data(self, i: int) -> bytes:
+        """Read."""
         file = self.files[bisect.bisect_right(self._starts, i) - 1]
         try:
-            return decode(self._read(file, self._members[i]))
+            return self._read(file, self._members[i])
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             raise UnreadableImage(f"cannot be read from {file.name}: {error}") from error
 

@@ -68,11 +68,14 @@ class Folder:
 
     def image(self, i: int) -> Image.Image:
         """Read and decode."""
+        return decode(self.data(i))
+
+    def data(self, i: int) -> bytes:
+        """Read."""
         try:
-            data = (self.root / self._index.key(i)).read_bytes()
+            return (self.root / self._index.key(i)).read_bytes()
         except OSError as error:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
-        return decode(data)
 
     def label(self, i: int) -> int | None:
         """Index of the class folder."""

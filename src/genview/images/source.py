@@ -42,6 +42,24 @@ def checked(keys: list[str], where: str) -> list[str]:
     return keys
 
 
+class ImageFiles(Protocol):
+    """Image files in a fixed order, by key as in an `ImageSource`: their bytes, as they are."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, i: int) -> str:
+        """Key of file `i`."""
+        ...
+
+    def data(self, i: int) -> bytes:
+        """Bytes of file `i`.
+
+        Raises:
+            UnreadableImage: the operating system or the archive does not give them.
+        """
+        ...
+
+
 class ImageSource(Protocol):
     """Images in a fixed order, each with a key that is unique in the source.
 

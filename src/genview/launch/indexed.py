@@ -91,7 +91,7 @@ class _Member:
 
     def __init__(self, work: Work, total: int, place: Indexed, tell: Tell) -> None:
         self._work, self._total, self._place, self._tell = work, total, place, tell
-        self._leases = Leases(work.folder / "leases", place.patience)
+        self._leases = Leases(work.folder / "leases", place.patience, self._died)
         self._earlier = recorded(work.folder)
         self._do: Callable[[int], None] | None = None
         self._seen = 0
@@ -130,6 +130,12 @@ class _Member:
             return False
         self._failing.clear()
         return True
+
+    def _died(self, name: str) -> None:
+        """Count as an attempt what killed its process: it might kill them all, one after another."""
+        self.reason = record(
+            self._work.folder, name, f"A process died at it or stood still: {self._place.patience:g} s"
+        )
 
     def _failed(self, shard: int, error: Exception) -> None:
         self.reason = record(self._work.folder, name_of(shard), traceback.format_exc())

@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,10 +22,10 @@ BEATS = 8
 
 
 class Leases:
-    """The leases in `folder`, as one worker sees them; `patience` in seconds."""
+    """The leases in `folder`, as one worker sees them; `patience` in seconds. `died` is told names of dead ones."""
 
-    def __init__(self, folder: Path, patience: float) -> None:
-        self._folder, self._patience = folder, patience
+    def __init__(self, folder: Path, patience: float, died: Callable[[str], None] = lambda _: None) -> None:
+        self._folder, self._patience, self._died = folder, patience, died
         self._seen: dict[str, tuple[bytes | None, float]] = {}
 
     @contextmanager
@@ -52,7 +52,9 @@ class Leases:
     def _taken(self, path: Path) -> int | None:
         """Create the lease, after removing a dead one; None where it is alive."""
         if self._dead(path):
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another was faster
+                path.unlink()
+                self._died(path.stem)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -26,11 +26,11 @@ GRACE = 5.0
 class Local:
     """`processes` on `devices`, in turn; 0 takes one for each device.
 
-    `devices` 'auto' are all GPUs, or else the CPU once for each core; the processes share out the cores.
+    Without `devices` they are all GPUs, or else the CPU once for each core; the processes share out the cores.
     """
 
     processes: int = 0
-    devices: Literal["auto"] | tuple[str, ...] = "auto"
+    devices: tuple[str, ...] = ()
     kind: Literal["local"] = "local"
 
     def run(self, work: Work, shards: Sequence[int], tell: Tell) -> None:
@@ -39,7 +39,7 @@ class Local:
 
     def places(self) -> list[str]:
         """Return the device of each process."""
-        devices = _devices() if self.devices == "auto" else self.devices
+        devices = self.devices or _devices()
         return list(islice(cycle(devices), self.processes or len(devices)))
 
 

@@ -84,8 +84,9 @@ def _connect(ray: Any, address: str) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"There is no Ray cluster at '{address}' ({str(error).splitlines()[0]}). Start one with "
-            "ray start --head, or leave the address out for one of this machine alone."
+            f"The Ray cluster at '{address}' cannot be reached ({str(error).splitlines()[0]}). Start one with "
+            "ray start --head, set RAY_AUTH_MODE=token if it wants a token, or leave the address out for one of this "
+            "machine alone."
         ) from error
 
 

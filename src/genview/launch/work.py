@@ -47,7 +47,6 @@ class Tally:
         self._failures: Counter[int] = Counter()
         self._lost: set[int] = set()
         self._reason = ""
-        self.note = ""
         self._say()
 
     def __len__(self) -> int:
@@ -88,8 +87,8 @@ class Tally:
 
     def _say(self) -> None:
         failures = self._failures.total()
-        again = f"{failures} attempt{'s' if failures != 1 else ''} failed" if failures else ""
-        self._tell(len(self._done), len(self._shards), ", ".join(filter(None, (self.note, again))))
+        note = f"{failures} attempt{'s' if failures != 1 else ''} failed" if failures else ""
+        self._tell(len(self._done), len(self._shards), note)
 
 
 def record(folder: Path, what: str, trace: str) -> str:

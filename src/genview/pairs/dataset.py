@@ -73,6 +73,7 @@ class Pairs(Dataset[Item]):
         seed: the run's seed.
         find_view: finds a generated view; without it both views come from the original.
         indices: images of the source to use; all where empty.
+        epoch: how many images the length of a training counts as an epoch; `len` where None.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class Pairs(Dataset[Item]):
         seed: int,
         find_view: FindView | None = None,
         indices: Sequence[int] = (),
+        epoch: int | None = None,
     ) -> None:
         self.source = source
         self.settings = settings
         self.seed = seed
         self.find_view = find_view
         self.indices = indices
+        self.epoch = epoch or len(self)
         self._transforms = [changed.transform(settings.size) for changed in _recipes(settings)]
 
     def __len__(self) -> int:

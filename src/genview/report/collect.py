@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from genview.errors import UserError
-from genview.store import Measure, RunFolder
+from genview.store import Measure, RunFolder, read_table
 
 MOST_PARTS = 50
 MOST_POINTS = 300
+VIEWS = ("key", "level", "status", "shard", "offset", "length", "score", "diversity")
 Columns = dict[str, np.ndarray]
 Item = TypeVar("Item")
 
@@ -69,11 +71,26 @@ def series(measures: Sequence[Measure], prefix: str) -> Series:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """How many planned views were dropped, and how many failed, being black or unreadable.
+
+    `filter` is the filter that dropped views (policy, lowest, highest, tries), if there is one; `below` and `above`
+    count views with a lower and a higher score than it allows, among those of at most `MOST_PARTS` parts.
+    """
+
+    dropped: int = 0
+    failed: int = 0
+    below: int = 0
+    above: int = 0
+    filter: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Material:
     """All that a page is made from. Tables and arrays are None where their stage has not run.
 
-    `views`: columns key, level, shard, offset, length, score of the made views of at most `MOST_PARTS` parts;
-    `ratios` too. `generated` counts made views.
+    `views`: columns key, level, shard, offset, length, score, diversity of the made views of at most `MOST_PARTS`
+    parts; `ratios` too. `generated` counts made views, `left_out` the others.
     `maps` and `pairs`: the arrays of analysis/examples.npz and pairs/examples.npz.
     """
 
@@ -87,6 +104,7 @@ class Material:
     pairs: Columns | None
     analysed: int
     generated: int
+    left_out: LeftOut
     quarantined: list[tuple[str, str]]
     experiment: str | None
 
@@ -99,7 +117,8 @@ class Material:
     def treatment(self) -> str:
         """What this run has that its baseline lacks, in words; empty where it has nothing more."""
         weighted = any(m.name.startswith("quality/") for m in self.measures)
-        parts = ["generated views"] * (self.views is not None) + ["quality weights"] * weighted
+        parts = ["generated views"] * (self.views is not None)
+        parts += ["external images"] * self.run.external.exists() + ["quality weights"] * weighted
         return " and ".join(parts)
 
 
@@ -110,18 +129,19 @@ def collect(run: RunFolder) -> Material:
         UserError: a file is damaged.
     """
     ratios = table(run.analysis, ["ratio"])
-    summary = run.analysis / "summary.json"
+    counts, views = statuses(run.views), table(run.views, VIEWS)
     return Material(
         run=run,
         measures=run.measures(),
         plain_measures=run.baseline.measures(),
-        summary=json.loads(summary.read_text()) if summary.exists() else None,
+        summary=record(run.analysis / "summary.json"),
         ratios=None if ratios is None else ratios["ratio"].astype(np.float64),
         maps=arrays(run.analysis / "examples.npz"),
-        views=made_views(run.views),
+        views=None if views is None else _made(views),
         pairs=arrays(run.pairs / "examples.npz"),
         analysed=rows(run.analysis),
-        generated=made(run.views),
+        generated=counts["made"],
+        left_out=_left_out(run.views, counts, views),
         quarantined=quarantined(run),
         experiment=run.experiment.read_text() if run.experiment.exists() else None,
     )
@@ -139,25 +159,29 @@ def rows(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in parts(folder))
 
 
-def made(folder: Path) -> int:
-    """Count the made views: by the summary where the stage has finished, by the finished shards otherwise."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+def statuses(folder: Path) -> Counter[str]:
+    """Count views by status: by the summary where the stage has finished, by the finished shards otherwise."""
+    summary = record(folder / "summary.json")
+    if summary is not None:
+        return Counter({name: int(summary.get(name, 0)) for name in ("made", "dropped", "failed")})
+    counts = Counter[str]()
+    for part in parts(folder):
+        counts.update(read_table(part, ["status"])["status"].tolist())
+    return counts
 
-    summary = folder / "summary.json"
-    if summary.exists():
-        return int(json.loads(summary.read_text())["made"])
-    columns = (pq.read_table(part, columns=["status"], partitioning=None).column(0) for part in parts(folder))
-    return sum(pc.sum(pc.equal(column, "made")).as_py() for column in columns)
+
+def _made(views: Columns) -> Columns:
+    kept = views["status"] == "made"
+    return {name: column[kept] for name, column in views.items() if name != "status"}
 
 
-def made_views(folder: Path) -> Columns | None:
-    """Return what the page needs of the made views, as `table` does."""
-    found = table(folder, ["key", "level", "status", "shard", "offset", "length", "score"])
-    if found is None:
-        return None
-    kept = found.pop("status") == "made"
-    return {name: column[kept] for name, column in found.items()}
+def _left_out(folder: Path, counts: Counter[str], views: Columns | None) -> LeftOut:
+    chosen = (record(folder / "plan" / "plan.json") or {}).get("filter")
+    if chosen is None or views is None:
+        return LeftOut(counts["dropped"], counts["failed"])
+    scores = views["score"][views["status"] == "dropped"]
+    below, above = (scores < chosen["lowest"]).sum(), (scores > chosen["highest"]).sum()
+    return LeftOut(counts["dropped"], counts["failed"], int(below), int(above), chosen)
 
 
 def table(folder: Path, names: Sequence[str]) -> Columns | None:
@@ -186,6 +210,20 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
     """Return at most `most` items, evenly spaced from the first to the last."""
     places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
     return [items[i] for i in places]
+
+
+def record(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it and run its stage again.") from error
 
 
 def arrays(path: Path) -> Columns | None:

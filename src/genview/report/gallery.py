@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from genview.images.decode import decode
 from genview.images.source import ImageSource, UnreadableImage
 from genview.report.collect import Columns, Material, spread
+from genview.report.words import level_name
 from genview.store import read_at
 
 SIDE = 128
@@ -62,15 +63,36 @@ def by_level(material: Material, source: ImageSource | None) -> Iterator[str]:
         yield f'<p class="note">{MOST_LEVELS} of {len(levels)} levels are shown.</p>'
     chosen = {level: _choose(views, level, known, source is None) for level in spread(levels, MOST_LEVELS)}
     if source is not None:
-        wanted = {str(views["key"][row]) for rows in chosen.values() for row in rows}
+        wanted = {str(views["key"][row]) for rows in chosen.values() for row, _ in rows}
         known = known | _find(source, wanted)
     for level, rows in chosen.items():
-        tiles = "".join(_view_tile(material, row, known) for row in rows)
+        tiles = "".join(_view_tile(material, row, place, known) for row, place in rows)
         yield f'<div class="level">{_level_head(views, level)}<div class="tiles">{tiles}</div></div>'
 
 
-def _choose(views: Columns, level: int, known: dict[str, Image.Image], prefer_known: bool) -> list[int]:
-    rows = np.flatnonzero(views["level"] == level).tolist()
+def _choose(views: Columns, level: int, known: dict[str, Image.Image], prefer_known: bool) -> list[tuple[int, str]]:
+    """Return the rows to show of a level, each with what makes it worth showing; "" where there are no scores."""
+    rows = np.flatnonzero(views["level"] == level)
+    scored = rows[np.isfinite(views["score"][rows])]
+    if len(scored):
+        return ranked(scored[np.argsort(views["score"][scored], kind="stable")].tolist())
+    return [(row, "") for row in _evenly(views, rows.tolist(), known, prefer_known)]
+
+
+def ranked(rows: list[int]) -> list[tuple[int, str]]:
+    """Return at most `PER_LEVEL` of the rows, sorted by score: the lowest, those in the middle, and the highest."""
+    count = min(len(rows), PER_LEVEL)
+    ends = (count + 1) // 3
+    middle = count - 2 * ends
+    start = (len(rows) - middle) // 2
+    return [
+        *((row, "lowest") for row in rows[:ends]),
+        *((row, "median") for row in rows[start : start + middle]),
+        *((row, "highest") for row in rows[len(rows) - ends :]),
+    ]
+
+
+def _evenly(views: Columns, rows: list[int], known: dict[str, Image.Image], prefer_known: bool) -> list[int]:
     if prefer_known:
         with_original = [row for row in rows if str(views["key"][row]) in known]
         rest = [row for row in rows if str(views["key"][row]) not in known]
@@ -102,13 +124,16 @@ def _find(source: ImageSource, wanted: set[str]) -> dict[str, Image.Image]:
 
 
 def _level_head(views: Columns, level: int) -> str:
-    scores = views["score"][views["level"] == level].astype(float)
-    scores = scores[np.isfinite(scores)]
-    near = f"<p>similarity to the source: {scores.mean():.2f} on average</p>" if len(scores) else ""
-    return f"<div><h3>Level {level}</h3>{near}</div>"
+    said = ""
+    for name, text in (("score", "similarity to the source"), ("diversity", "distance between draws")):
+        values = views[name][views["level"] == level].astype(float)
+        values = values[np.isfinite(values)]
+        said += f"<p>{text}: {values.mean():.2f} on average</p>" if len(values) else ""
+    name = level_name(level)
+    return f"<div><h3>{name[:1].upper()}{name[1:]}</h3>{said}</div>"
 
 
-def _view_tile(material: Material, row: int, known: dict[str, Image.Image]) -> str:
+def _view_tile(material: Material, row: int, place: str, known: dict[str, Image.Image]) -> str:
     views = material.views
     assert views is not None
     key, level, score = str(views["key"][row]), int(views["level"][row]), float(views["score"][row])
@@ -117,8 +142,8 @@ def _view_tile(material: Material, row: int, known: dict[str, Image.Image]) -> s
         view = decode(read_at(shard, int(views["offset"][row]), int(views["length"][row])))
     except (OSError, UnreadableImage):
         view = None
-    caption = f"similarity <b>{score:.2f}</b>" if np.isfinite(score) else ""
-    pictures = picture(known.get(key), f"Original {key}"), picture(view, f"View of {key} at level {level}")
+    caption = f"{place} similarity <b>{score:.2f}</b>" if place else ""
+    pictures = picture(known.get(key), f"Original {key}"), picture(view, f"View of {key} at {level_name(level)}")
     return tile(pictures, caption, key)
 
 
@@ -177,10 +202,9 @@ def weighted(pairs: Columns, rows: list[int]) -> str:
     """Return tiles of both views of the given pairs, with weight, similarities and level."""
     tiles = []
     for i in rows:
-        key, level = str(pairs["keys"][i]), int(pairs["level"][i])
-        made = f"level {level}" if level >= 0 else "not generated"
+        key, level = str(pairs["keys"][i]), level_name(int(pairs["level"][i]))
         weight, fg, bg = (float(pairs[name][i]) for name in ("weight", "foreground", "background"))
-        caption = f"weight <b>{weight:.2f}</b> · {made}<br>s<sub>fg</sub> {fg:.2f} · s<sub>bg</sub> {bg:.2f}"
+        caption = f"weight <b>{weight:.2f}</b> · {level}<br>s<sub>fg</sub> {fg:.2f} · s<sub>bg</sub> {bg:.2f}"
         pictures = (picture(pairs[side][i], f"View {side} of {key}") for side in ("a", "b"))
         tiles.append(tile(pictures, caption, key))
     return f'<div class="tiles four">{"".join(tiles)}</div>'

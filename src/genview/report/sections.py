@@ -10,7 +10,7 @@ import numpy as np
 from genview.images.source import ImageSource
 from genview.report import figures, gallery
 from genview.report.collect import Material, Result, series
-from genview.report.words import flat, label, percent, points
+from genview.report.words import flat, label, left_out, level_name, percent, points
 
 MOST_QUARANTINED = 50
 MOST_BARS = 10
@@ -86,13 +86,17 @@ def views(material: Material, source: ImageSource | None) -> Section:
     reading = (
         "Left the original (its centre square), right its generated view. Higher levels should stray "
         "further; a good view shows the same thing in another way. Similarity is the cosine of the two "
-        "in the encoder's space."
+        "in the encoder's space; where it was computed, each level shows its lowest, its median and its highest. "
+        "Draws of one image should lie apart: their distance is one minus their cosine."
     )
-    body = (
-        "".join(gallery.by_level(material, source))
-        if material.views is not None
-        else _missing("generate", "; an experiment with <code>generator: null</code> has none")
-    )
+    if material.views is None:
+        body = _missing("generate", "; an experiment with <code>generator: null</code> has none")
+        return Section("views", "Originals beside views", reading, body)
+    body = "".join(gallery.by_level(material, source))
+    notes = [left_out(material.left_out)]
+    if len(material.views["key"]) < material.generated:
+        notes.append(f"Chosen from {_sample(len(material.views['key']), material.generated)} views.")
+    body += "".join(f'<p class="note">{note}</p>' for note in notes if note)
     return Section("views", "Originals beside views", reading, body)
 
 
@@ -164,8 +168,10 @@ def _levels(material: Material) -> str:
         span = (float(levels[0]), float(levels[-1]))
         said = f"Histogram of levels from {levels[0]} to {levels[-1]}: {text}"
         return _chart(title, text, figures.histogram(material.views["level"], span, "level", said))
-    said = ", ".join(f"{count} at level {level}" for level, count in zip(levels, counts, strict=True))
-    drawing = figures.bars([str(level) for level in levels], counts.tolist(), "level", f"Views by level: {said}")
+    names = [level_name(level) for level in levels.tolist()]
+    said = ", ".join(f"{count} at {name}" for name, count in zip(names, counts, strict=True))
+    bars = [name.removeprefix("level ").removesuffix(" level") for name in names]
+    drawing = figures.bars(bars, counts.tolist(), "level", f"Views by level: {said}")
     return _chart(title, text, drawing)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from genview.report.collect import Result
+from genview.noise import UNKNOWN
+from genview.report.collect import LeftOut, Result
 
 
 def outcome(results: Sequence[Result], treatment: str) -> str:
@@ -26,6 +27,26 @@ def label(name: str) -> str:
     score, _, setting = rest.partition("@")
     words = {"knn": "kNN", "linear": "linear probe"}.get(kind, kind)
     return f"{words} {score.replace('top', 'top-')}" + (f" ({setting.replace('=', ' = ')})" if setting else "")
+
+
+def level_name(level: int) -> str:
+    """Return a noise level in words."""
+    return {UNKNOWN: "unknown level", -1: "not generated"}.get(level, f"level {level}")
+
+
+def left_out(found: LeftOut) -> str:
+    """Say in one sentence how many views were left out, and why; empty where none was."""
+    reasons = []
+    if found.dropped and found.filter is not None:
+        tries = f" after {found.filter['tries']} more tries" if found.filter["policy"] == "redraw" else ""
+        sides = f"{found.below:,} below {found.filter['lowest']:g}, {found.above:,} above {found.filter['highest']:g}"
+        sample = "" if found.below + found.above == found.dropped else f" of {found.below + found.above:,} looked at"
+        reasons.append(f"{found.dropped:,} dropped by the filter{tries} (similarity{sample}: {sides})")
+    elif found.dropped:
+        reasons.append(f"{found.dropped:,} dropped")
+    if found.failed:
+        reasons.append(f"{found.failed:,} failed (black in full precision, or no readable file)")
+    return f"Views left out: {' and '.join(reasons)}." if reasons else ""
 
 
 def percent(value: float) -> str:

@@ -59,6 +59,11 @@ class RunFolder:
         return self.root / "views"
 
     @property
+    def external(self) -> Path:
+        """What was made of the images of another collection, where an experiment compares with them."""
+        return self.root / "external"
+
+    @property
     def checkpoints(self) -> Path:
         """What pretraining needs to continue."""
         return self.root / "checkpoints"
@@ -86,7 +91,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether a stage has left work here that another experiment must not be mixed with."""
-        made = (self.analysis, self.quality, self.views, self.checkpoints, self.backbone)
+        made = (self.analysis, self.quality, self.views, self.external, self.checkpoints, self.backbone)
         return any(path.exists() for path in made)
 
     def measure(self, name: str, value: float, step: int) -> None:

@@ -94,7 +94,7 @@ def pretrain(
         UserError: settings that cannot work, a full disk, or a loss that is not finite.
     """
     fabric = make_fabric(settings)
-    plan = plan_of(settings, len(pairs))
+    plan = plan_of(settings, pairs.epoch)
     torch.manual_seed(seed_of(pairs.seed, "", 0, "weights"))
     learner = method.build(Backbone(settings.backbone)).to(fabric.device)
     learner.to(memory_format=torch.channels_last)  # a fifth faster on CPU, and what tensor cores want
