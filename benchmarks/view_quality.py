@@ -1,6 +1,7 @@
 """Judge a generator: how many views keep their source's class, and how far from the source they stray.
 
     GENVIEW_DATA=FOLDER python benchmarks/view_quality.py --generator FOLDER --sheet views.png
+    GENVIEW_DATA=FOLDER python benchmarks/view_quality.py --presets paper balanced fast draft --policies adaptive drop
 
 The classifier is trained by this program on the real training images (once; it is kept in --cache) and has no part in
 the generator. Sources are test images, which neither has seen. Every level is measured on the same sources with the
@@ -61,6 +62,8 @@ def compare(
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """Measure every level; return rows and views by name."""
     rows, shown = [], {}
+    # What is to be compiled should be so before it is timed.
+    drawn(generator, judge.sources.first(64), levels[0], guidance, 0, tell)
     for level in levels:
         name, start = f"{preset} {level}" if preset else f"level {level}", time.perf_counter()
         shown[name] = drawn(generator, judge.sources, level, guidance, 0, tell)
