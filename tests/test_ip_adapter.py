@@ -204,6 +204,18 @@ def test_one_tower_has_one_name_wherever_it_was_published(saved: Saved, tmp_path
     assert read_tower(original, None, torch.bfloat16).name == name
 
 
+def test_a_lora_changes_what_the_adapter_stands_beside(saved: Saved, tmp_path: Path) -> None:
+    layer = "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    a, b = torch.randn(2, ACROSS), torch.randn(16, 2)
+    state = {f"unet.{layer}.lora_A.weight": a, f"unet.{layer}.lora_B.weight": b}
+    safetensors.torch.save_file(state, tmp_path / "style.safetensors")
+    plain, changed = saved.load(), saved.load(replace(SETTINGS, lora=str(tmp_path / "style.safetensors")))
+    assert changed.name == f"{plain.name}+style"
+    before, after = (made._diffusion.unet.net.get_submodule(layer) for made in (plain, changed))
+    torch.testing.assert_close(after.weight, before.weight + b @ a)
+    assert (ours(changed, saved) - ours(plain, saved)).abs().max() > 1e-3
+
+
 @pytest.fixture
 def copy(saved: Saved, tmp_path: Path) -> Path:
     """A copy of the adapter that a test may spoil."""

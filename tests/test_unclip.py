@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessor
 
 from genview.encoders import FrozenEncoder
 from genview.errors import UserError
-from genview.generators import Generator, Unclip, UnclipSettings
+from genview.generators import Generator, Text, Unclip, UnclipSettings
 from genview.generators.latent import SOLVERS
 from genview.generators.sampler import finished, noise_for
 from genview.generators.unclip import PARTS, SOURCES
@@ -100,6 +100,7 @@ def theirs(
     images: Tensor = saved.pipeline(
         image_embeds=embeds,
         prompt=[given.get("prompt", "")] * len(embeds),
+        negative_prompt=[given.get("negative", "")] * len(embeds),
         noise_level=level,
         guidance_scale=guidance,
         num_inference_steps=4,
@@ -114,10 +115,12 @@ def noises(saved: Saved) -> tuple[Tensor, Tensor]:
     return noise_for(seeds, saved.condition.shape[1:], "embedding"), noise_for(seeds, (4, 16, 16), "latent")
 
 
-def ours(generator: Unclip, saved: Saved, level: Tensor, guidance: Tensor, rows: slice = slice(4)) -> Tensor:
+def ours(
+    generator: Unclip, saved: Saved, level: Tensor, guidance: Tensor, rows: slice = slice(4), **texts: Any
+) -> Tensor:
     """The same from ours: images in [0, 1]."""
-    embedding_noise, latents = noises(saved)
-    images = generator.sample_from(saved.condition[rows], level, guidance, embedding_noise[rows], latents[rows])
+    noise, latents = noises(saved)
+    images = generator.sample_from(saved.condition[rows], level, guidance, noise[rows], latents[rows], **texts)
     return (images / 2 + 0.5).clamp(0, 1)
 
 
@@ -171,6 +174,29 @@ def test_the_prompt_is_empty_unless_given(saved: Saved, monkeypatch: pytest.Monk
     assert_same_images(empty, theirs(saved, monkeypatch, 100, 10.0, row))
     assert_same_images(worded, theirs(saved, monkeypatch, 100, 10.0, row, prompt="bad cafe"))
     assert (empty - worded).abs().max() > 1e-3
+
+
+def test_every_row_may_have_a_text_of_its_own(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [Text("a"), Text("b", "c"), Text("", "d"), Text("e f")]
+    guidance = torch.tensor([10.0, 3.0, 4.0, 2.5])
+    found = ours(saved.load(), saved, LEVELS, guidance, texts=texts)
+    for i, text in enumerate(texts):
+        row, level = slice(i, i + 1), int(LEVELS[i])
+        assert_same_images(found[row], theirs(saved, monkeypatch, level, float(guidance[i]), row, **text._asdict()))
+    plain = ours(saved.load(), saved, LEVELS, guidance)
+    assert (found - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_a_lora_changes_the_network_and_the_name(saved: Saved, tmp_path: Path) -> None:
+    layer = "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    a, b = torch.randn(2, 16), torch.randn(16, 2)
+    state = {f"unet.{layer}.lora_A.weight": a, f"unet.{layer}.lora_B.weight": b}
+    safetensors.torch.save_file(state, tmp_path / "style.safetensors")
+    plain = saved.load()
+    changed = saved.load(replace(FLOAT32, lora=str(tmp_path / "style.safetensors"), lora_scale=0.5))
+    assert (changed.name, changed.encoder.name) == (f"{plain.name}+style", plain.encoder.name)
+    before, after = (made._diffusion.unet.net.get_submodule(layer).weight for made in (plain, changed))
+    torch.testing.assert_close(after, before + 0.5 * b @ a)
 
 
 def test_sample_draws_its_noise_from_the_seeds_and_does_not_mind_the_order(saved: Saved) -> None:

@@ -21,9 +21,18 @@ from genview.encoders.tower import fitted
 from genview.errors import UserError
 from genview.generators.generator import LEVELS, Text
 from genview.generators.latent import LatentDiffusion, LatentSettings, precision_on
+from genview.generators.lora import named, read_lora
 from genview.generators.sampler import finished, noise_for, timesteps
 from genview.generators.text import TextTower
-from genview.generators.weights import check_layout, find_weights, read, read_decoder, read_solver, read_text
+from genview.generators.weights import (
+    check_layout,
+    find_weights,
+    read,
+    read_decoder,
+    read_solver,
+    read_text,
+    read_unet,
+)
 
 SOURCES = ("stable-diffusion-v1-5/stable-diffusion-v1-5",)
 PARTS = ("tokenizer", "text_encoder", "unet", "scheduler", "vae")
@@ -98,17 +107,14 @@ class Img2ImgSettings(LatentSettings):
 def _read(folder: Path, name: str, settings: Img2ImgSettings, device: torch.device | str) -> Img2Img:
     import diffusers
 
-    dtype = precision_on(device, settings.precision)
-    unet, vae = (
-        read(kind, folder / part, dtype)
-        for kind, part in ((diffusers.UNet2DConditionModel, "unet"), (diffusers.AutoencoderKL, "vae"))
-    )
+    dtype, lora = precision_on(device, settings.precision), read_lora(settings.lora, settings.lora_scale)
+    unet, vae = read_unet(folder, dtype, lora), read(diffusers.AutoencoderKL, folder / "vae", dtype)
     decoder = read_decoder(folder, settings.tiny_vae, dtype) if settings.tiny_vae else vae
     diffusion = LatentDiffusion(unet, decoder, read_solver(folder / "scheduler", settings.solver), settings)
-    text = read_text(folder, Text(settings.prompt, settings.negative), dtype)
+    text = read_text(folder, Text(settings.prompt, settings.negative), dtype, lora)
     tower = load_frozen(settings.tokens_from)
     encoder = LatentEncoder(f"{name}/vae with {tower.name}", vae, tower, diffusion.latent_shape[1] * diffusion.stride)
-    return Img2Img(name, diffusion, text, encoder, settings)
+    return Img2Img(named(name, lora), diffusion, text, encoder, settings)
 
 
 class LatentEncoder:

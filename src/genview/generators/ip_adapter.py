@@ -22,16 +22,17 @@ from genview.errors import UserError
 from genview.generators.generator import Text
 from genview.generators.img2img import PARTS, SOURCES
 from genview.generators.latent import LatentDiffusion, LatentSettings, precision_on
+from genview.generators.lora import named, read_lora
 from genview.generators.sampler import finished, noise_for, noised_in_proportion
 from genview.generators.text import TextTower
 from genview.generators.weights import (
     check_layout,
     find_weights,
-    read,
     read_decoder,
     read_solver,
     read_text,
     read_tower,
+    read_unet,
     unusable,
 )
 
@@ -85,18 +86,16 @@ class IpAdapterSettings(LatentSettings):
 def _read(
     folder: Path, adapter: Path, name: str, settings: IpAdapterSettings, device: torch.device | str
 ) -> IpAdapter:
-    import diffusers
-
-    dtype = precision_on(device, settings.precision)
-    unet = read(diffusers.UNet2DConditionModel, folder / "unet", dtype)
+    dtype, lora = precision_on(device, settings.precision), read_lora(settings.lora, settings.lora_scale)
+    unet = read_unet(folder, dtype, lora)
     encoder = read_tower(adapter / IMAGE_ENCODER, None, dtype)
     project = add_adapter(unet, adapter / settings.adapter_file, encoder.width, settings.scale)
     decoder, solver = (
         read_decoder(folder, settings.tiny_vae, dtype),
         read_solver(folder / "scheduler", settings.solver),
     )
-    text = read_text(folder, Text(settings.prompt, settings.negative), dtype)
-    return IpAdapter(name, encoder, project, text, LatentDiffusion(unet, decoder, solver, settings))
+    text = read_text(folder, Text(settings.prompt, settings.negative), dtype, lora)
+    return IpAdapter(named(name, lora), encoder, project, text, LatentDiffusion(unet, decoder, solver, settings))
 
 
 def add_adapter(unet: Any, file: Path, width: int, scale: float) -> nn.Module:

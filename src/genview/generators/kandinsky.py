@@ -33,7 +33,7 @@ FOLDED = 64
 class KandinskySettings(LatentSettings):
     """`weights` is the decoder's repository, `prior` that of the prior, of which the image encoder alone is needed.
 
-    The other options are those of `LatentSettings`; there is no prompt, no `reuse` and no `tiny_vae`.
+    The other options are those of `LatentSettings`; there is no prompt, no `reuse`, no `tiny_vae` and no `lora`.
     """
 
     kind: Literal["kandinsky"] = "kandinsky"
@@ -55,7 +55,7 @@ class KandinskySettings(LatentSettings):
             UserError: one is out of range, or an option is given that there is not here.
         """
         super().check()
-        given = {"prompt": self.prompt, "negative": self.negative, "tiny_vae": self.tiny_vae}
+        given = {"prompt": self.prompt, "negative": self.negative, "tiny_vae": self.tiny_vae, "lora": self.lora}
         if names := [f"generator.{name}" for name, value in given.items() if value]:
             raise UserError(f"Kandinsky's decoder has no use for {', '.join(names)}: leave it out.")
         if self.size is not None and self.size % FOLDED:

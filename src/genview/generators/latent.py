@@ -36,7 +36,8 @@ class LatentSettings:
     step in n runs the whole UNet. `size` is the side in pixels at which views are made (the network's own where
     None) and `save_size` the side at which they are kept. `precision: auto` is bfloat16 on a GPU that has it,
     float16 on one that has not, float32 elsewhere; the embedding's noise is always float32. `batch: auto` finds
-    by trial what fits into a GPU. `tiny_vae` names a folder or hub id of an AutoencoderTiny to decode with.
+    by trial what fits into a GPU. `tiny_vae` names a folder or hub id of an AutoencoderTiny to decode with, and
+    `lora` a LoRA (see `read_lora`) that is added to the weights `lora_scale` times.
     """
 
     weights: str = ""
@@ -53,6 +54,8 @@ class LatentSettings:
     compile: bool = False
     batch: int | Literal["auto"] = "auto"
     tiny_vae: str = ""
+    lora: str = ""
+    lora_scale: float = 1.0
     revision: str | None = None
 
     def check(self) -> None:

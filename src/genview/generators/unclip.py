@@ -18,18 +18,19 @@ from genview.encoders.clip import ClipTower
 from genview.errors import UserError
 from genview.generators.generator import Text
 from genview.generators.latent import LatentDiffusion, LatentSettings, precision_on
+from genview.generators.lora import Lora, named, read_lora
 from genview.generators.sampler import finished, noise_for, noised_embedding, sinusoid
 from genview.generators.text import TextTower
 from genview.generators.weights import (
     check_layout,
     find_weights,
-    read,
     read_decoder,
     read_scheduler,
     read_solver,
     read_tensors,
     read_text,
     read_tower,
+    read_unet,
 )
 
 SOURCES = (
@@ -84,7 +85,8 @@ class UnclipSettings(LatentSettings):
             raise UserError("Stable unCLIP needs transformers: pip install 'genview[unclip]'.") from error
         folder, name = find_weights(self.weights, self.revision, SOURCES, PARTS, "Stable unCLIP")
         check_layout(folder, "StableUnCLIPImg2ImgPipeline", PARTS)
-        return Unclip(f"unclip/{name}", read_parts(folder, self, device), self).to(device)
+        lora = read_lora(self.lora, self.lora_scale)
+        return Unclip(f"unclip/{named(name, lora)}", read_parts(folder, self, lora, device), self).to(device)
 
 
 @dataclass
@@ -99,7 +101,7 @@ class UnclipParts:
     diffusion: LatentDiffusion
 
 
-def read_parts(folder: Path, settings: UnclipSettings, device: torch.device | str) -> UnclipParts:
+def read_parts(folder: Path, settings: UnclipSettings, lora: Lora | None, device: torch.device | str) -> UnclipParts:
     """Read every part of a checked folder.
 
     Raises:
@@ -110,7 +112,7 @@ def read_parts(folder: Path, settings: UnclipSettings, device: torch.device | st
     dtype = precision_on(device, settings.precision)
     encoder = read_tower(folder / "image_encoder", folder / "feature_extractor", dtype)
     mean, std = read_tensors(folder / "image_normalizer/diffusion_pytorch_model.safetensors", ["mean", "std"])
-    unet = read(diffusers.UNet2DConditionModel, folder / "unet", dtype)
+    unet = read_unet(folder, dtype, lora)
     takes, gives = unet.config.projection_class_embeddings_input_dim, encoder.width
     if unet.config.class_embed_type != "projection" or takes != 2 * gives or mean.shape[1] != gives:
         raise UserError(
@@ -124,7 +126,7 @@ def read_parts(folder: Path, settings: UnclipSettings, device: torch.device | st
     )
     return UnclipParts(
         encoder=encoder,
-        text=read_text(folder, Text(settings.prompt, settings.negative), dtype),
+        text=read_text(folder, Text(settings.prompt, settings.negative), dtype, lora),
         mean=mean,
         std=std,
         alphas_cumprod=read_scheduler(diffusers.DDPMScheduler, folder / "image_noising_scheduler").alphas_cumprod,

@@ -17,6 +17,7 @@ from genview.encoders.clip import ClipTower
 from genview.errors import UserError
 from genview.generators.generator import Text
 from genview.generators.latent import SOLVERS
+from genview.generators.lora import Lora
 from genview.generators.text import TextTower
 
 
@@ -103,6 +104,21 @@ def read(kind: Any, folder: Path, dtype: torch.dtype | None) -> Any:
     return nn.Module.to(model, dtype=dtype).eval().requires_grad_(False)
 
 
+def read_unet(folder: Path, dtype: torch.dtype, lora: Lora | None = None) -> Any:
+    """Read the UNet of `folder` and add a LoRA, if any, to it in float32: half precision would lose part of it.
+
+    Raises:
+        UserError: the weights cannot be read, or the LoRA is for another network.
+    """
+    import diffusers
+
+    if lora is None:
+        return read(diffusers.UNet2DConditionModel, folder / "unet", dtype)
+    net = read(diffusers.UNet2DConditionModel, folder / "unet", torch.float32)
+    lora.add_to(net, "unet")
+    return nn.Module.to(net, dtype=dtype)
+
+
 def unusable(folder: Path, error: Exception) -> UserError:
     """Return the error for weights that cannot be read."""
     return UserError(
@@ -181,11 +197,11 @@ def read_solver(folder: Path, solver: str) -> Any:
     return found
 
 
-def read_text(folder: Path, default: Text, dtype: torch.dtype) -> TextTower:
-    """Read tokenizer and text encoder.
+def read_text(folder: Path, default: Text, dtype: torch.dtype, lora: Lora | None = None) -> TextTower:
+    """Read tokenizer and text encoder, and add a LoRA, if any, to the latter.
 
     Raises:
-        UserError: either cannot be read, or the default prompt is too long.
+        UserError: one cannot be read, the LoRA is for another network, or the default prompt is too long.
     """
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -193,7 +209,10 @@ def read_text(folder: Path, default: Text, dtype: torch.dtype) -> TextTower:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'tokenizer'} holds no tokenizer ({error}). Fetch it anew.") from error
-    return TextTower(tokenizer, read(CLIPTextModel, folder / "text_encoder", dtype), default)
+    net = read(CLIPTextModel, folder / "text_encoder", dtype if lora is None else torch.float32)
+    if lora is not None:
+        lora.add_to(net, "text_encoder")
+    return TextTower(tokenizer, nn.Module.to(net, dtype=dtype), default)
 
 
 def read_decoder(folder: Path, tiny: str, dtype: torch.dtype) -> Any:
