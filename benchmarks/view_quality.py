@@ -1,11 +1,13 @@
 """Judge a generator: how many views keep their source's class, and how far from the source they stray.
 
     GENVIEW_DATA=FOLDER python benchmarks/view_quality.py --generator FOLDER --sheet views.png
+    GENVIEW_DATA=FOLDER python benchmarks/view_quality.py --presets paper balanced fast draft --policies adaptive drop
 
 The classifier is trained by this program on the real training images (once; it is kept in --cache) and has no part in
 the generator. Sources are test images, which neither has seen. Every level is measured on the same sources with the
 same seeds, beside three references: the sources themselves, hand-made augmentations of them, and the nearest training
-images. The last line printed is one JSON object.
+images. With --presets every level is measured at each of them; with --policies so are ways of choosing levels and of
+filtering views. So what speed costs in quality stands beside it. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -16,22 +18,22 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import get_args
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 
-from classifier import QUICK, Classifier, Labelled, Recipe, Tell, classifier_for
+from classifier import QUICK, Labelled, Recipe, Tell, classifier_for
 from genview.errors import UserError
-from genview.generators import EmbeddedSettings, Generator
+from genview.generators import Generator, GeneratorSettings
 from genview.images import Archives, batches
-from genview.pairs.augment import ViewRecipe
 from genview.seeds import seed_of
+from judge import Judge, Row, Views, look, references, table
+from policies import POLICIES, measured, resized
 
 FILES = {
     "cifar10": (("cifar10/train-00.zip", "cifar10/train-01.zip"), "cifar10/test.zip"),
@@ -39,79 +41,7 @@ FILES = {
 }
 LEVELS = (0, 100, 200, 300, 400)
 QUICK_LEVELS = (0, 200, 400)
-HAND_MADE = ViewRecipe(blur=0.0)
-"""The augmentation of MoCo v2, without its blur, as is usual at 32 pixels."""
-
-
-class Seen(NamedTuple):
-    """What the classifier makes of N images: classes N, and the features N×D before its last layer."""
-
-    classes: Tensor
-    features: Tensor
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; shares and distances are means over the sources, distances between pixels in [0, 1]."""
-
-    name: str
-    accuracy: float
-    relative: float
-    agreement: float
-    rmse: float
-    feature_distance: float
-    between_draws: float | None
-    images_per_second: float | None
-
-
-@torch.no_grad()
-def look(net: Classifier, images: Tensor) -> Seen:
-    """Classify uint8 images N×3×S×S."""
-    features = torch.cat([net.features(part / 255) for part in images.split(250)])
-    return Seen(net.head(features).argmax(dim=1), features)
-
-
-class Judge:
-    """Compares views with their sources, which are real images that the classifier has not been trained on."""
-
-    def __init__(self, net: Classifier, sources: Labelled) -> None:
-        self.net, self.sources = net, sources
-        self.few = sources.first(max(1, len(sources.keys) // 4))
-        self.real = look(net, sources.images)
-        self.accuracy = float((self.real.classes == sources.labels).float().mean())
-
-    def row(self, name: str, views: Tensor, again: Tensor | None = None, rate: float | None = None) -> Row:
-        """Measure one uint8 view of each source; `again` holds second draws for the first few of them."""
-        seen = look(self.net, views)
-        right = float((seen.classes == self.sources.labels).float().mean())
-        cosine = F.cosine_similarity(seen.features, self.real.features)
-        return Row(
-            name,
-            accuracy=right,
-            relative=right / max(self.accuracy, 1e-9),
-            agreement=float((seen.classes == self.real.classes).float().mean()),
-            rmse=float(rmse(views, self.sources.images).mean()),
-            feature_distance=float((1 - cosine).mean()),
-            between_draws=None if again is None else float(rmse(views[: len(again)], again).mean()),
-            images_per_second=rate,
-        )
-
-
-def rmse(a: Tensor, b: Tensor) -> Tensor:
-    """Root of the mean squared difference of uint8 images N×3×S×S, in units of their range: N values in [0, 1]."""
-    return ((a.float() - b.float()) / 255).square().flatten(1).mean(dim=1).sqrt()
-
-
-def nearest(sources: Tensor, bank: Tensor) -> Tensor:
-    """For each uint8 source the image of `bank` that is nearest in pixels."""
-    flat = bank.flatten(1) / 255
-    return bank[torch.cat([torch.cdist(s.flatten(1) / 255, flat).argmin(dim=1) for s in sources.split(100)])]
-
-
-def hand_made(sources: Tensor) -> Tensor:
-    """One hand-made augmentation of each uint8 source."""
-    transform = HAND_MADE.transform(sources.shape[-1])
-    return torch.stack([transform(to_pil_image(image)) for image in sources])
+KINDS = {kind.kind: kind for kind in get_args(GeneratorSettings)}
 
 
 @torch.no_grad()
@@ -122,45 +52,25 @@ def drawn(generator: Generator, sources: Labelled, level: int, guidance: float, 
         condition = generator.encoder.encode(sources.images[rows] / 255).embedding
         seeds = [seed_of(0, sources.keys[i], draw, "view_quality") for i in rows.tolist()]
         made = generator.sample(condition, torch.full_like(rows, level), torch.full((len(rows),), guidance), seeds)
-        if made.shape[-1] != side:
-            smaller = F.interpolate(made.float(), (side, side), mode="bicubic", antialias=True)
-            made = smaller.round().clamp(0, 255).byte()
-        views.append(made)
+        views.append(resized(made, side))
         tell(f"level {level}, draw {draw + 1}", int(rows[-1]) + 1, len(sources.keys))
     return torch.cat(views)
 
 
-def references(judge: Judge, bank: Tensor) -> tuple[list[Row], dict[str, Tensor]]:
-    """Measure what the views are to be compared with; return rows and images by name."""
-    real = judge.sources.images
-    torch.manual_seed(0)
-    shown = {"source": real, "hand-made": hand_made(real), "nearest": nearest(real, bank)}
-    again = {"hand-made": hand_made(judge.few.images)}
-    return [judge.row(name, images, again.get(name)) for name, images in shown.items()], shown
-
-
 def compare(
-    judge: Judge, generator: Generator, levels: Sequence[int], guidance: float, tell: Tell
+    judge: Judge, generator: Generator, levels: Sequence[int], guidance: float, tell: Tell, preset: str = ""
 ) -> tuple[list[Row], dict[str, Tensor]]:
     """Measure every level; return rows and views by name."""
     rows, shown = [], {}
+    # What is to be compiled should be so before it is timed.
+    drawn(generator, judge.sources.first(64), levels[0], guidance, 0, tell)
     for level in levels:
-        name, start = f"level {level}", time.perf_counter()
+        name, start = f"{preset} {level}" if preset else f"level {level}", time.perf_counter()
         shown[name] = drawn(generator, judge.sources, level, guidance, 0, tell)
         rate = len(shown[name]) / (time.perf_counter() - start)
         again = drawn(generator, judge.few, level, guidance, 1, tell)
-        rows.append(judge.row(name, shown[name], again, rate))
+        rows.append(judge.row(name, Views.all(shown[name]), Views.all(again), rate))
     return rows, shown
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Lay the rows out for reading; a dash stands for what has no meaning there."""
-    heads = ("class kept", "relative", "same answer", "RMSE", "feature distance", "draws apart", "images/s")
-    lines = ["".join((f"{'':<12}", *(f"{head:>18}" for head in heads)))]
-    for row in rows:
-        values = [v for v in asdict(row).values() if not isinstance(v, str)]
-        lines.append("".join((f"{row.name:<12}", *(f"{'–' if v is None else f'{v:.3f}':>18}" for v in values))))
-    return "\n".join(lines)
 
 
 def sheet(shown: Mapping[str, Tensor], path: Path, count: int = 16, side: int = 96) -> None:
@@ -218,12 +128,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     given = list(sys.argv[1:] if argv is None else argv)
     quick = "--quick" in given
     known = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    known.add_argument("--generator", default="embedded", help="--out folder of fit-generator, 'embedded', or 'none'")
+    known.add_argument("--kind", default="embedded", choices=sorted(KINDS), help="of generator")
+    known.add_argument("--generator", default="", help="weights: a folder or id; 'none' for no generator")
     known.add_argument("--data", default="cifar10", choices=sorted(FILES))
     known.add_argument("--size", type=int, default=32, help="side in pixels")
     known.add_argument("--count", type=int, default=128 if quick else 1000, help="sources")
-    known.add_argument("--steps", type=int, default=4 if quick else EmbeddedSettings.steps, help="of the sampler")
-    known.add_argument("--guidance", type=float, default=EmbeddedSettings.guidance)
+    known.add_argument("--steps", type=int, help="of the sampler, where no preset says it")
+    known.add_argument("--presets", nargs="+", default=[""], metavar="NAME", help="measure every level with each")
+    known.add_argument("--policies", nargs="+", default=[], choices=POLICIES, help="with the first preset, if any")
+    known.add_argument("--rejected", type=float, default=0.2, help="share of views that the filters are to reject")
+    known.add_argument("--guidance", type=float, help="the generator's own where not given")
     known.add_argument("--levels", type=int, nargs="+", default=QUICK_LEVELS if quick else LEVELS)
     known.add_argument("--quick", action="store_true", help="less of everything, under a minute: a check, no result")
     known.add_argument("--sheet", type=Path, help="write views for looking to this PNG file")
@@ -231,52 +145,88 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return known.parse_args(given)
 
 
-def load(args: argparse.Namespace) -> Generator | None:
-    """Load the generator that the command line names; None for 'none', which measures the references alone."""
-    if args.generator == "none":
-        return None
-    weights = "natural" if args.generator == "embedded" else args.generator
-    settings = EmbeddedSettings(weights=weights, size=args.size, steps=args.steps)
+def settings_of(args: argparse.Namespace, preset: str) -> GeneratorSettings:
+    """Return the generator that the command line names, at a preset or ("") with its own steps.
+
+    Raises:
+        UserError: it has no such preset.
+    """
+    kind = KINDS[args.kind]
+    if preset and preset not in kind.presets:
+        raise UserError(f"There is no preset '{preset}' of {args.kind} but {', '.join(kind.presets)}.")
+    given = {"weights": args.generator, "steps": args.steps, "guidance": args.guidance}
+    options = {name: value for name, value in given.items() if value not in (None, "")}
+    if args.kind == "embedded":
+        options["size"] = args.size
+    chosen: GeneratorSettings = kind(**{**options, **kind.presets.get(preset, {})})
+    return chosen
+
+
+def load(settings: GeneratorSettings) -> Generator:
+    """Load a generator where it is fastest."""
     return settings.load("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; return 2 where data or weights are missing."""
-    args, tell = arguments(argv), Progress()
-    recipe = QUICK if args.quick else Recipe()
-    train_names, test_name = FILES[args.data]
+    """Run; return 2 where data, weights or presets are missing."""
     try:
-        generator = load(args)
-        bank = read(train_names, args.size, recipe.images, tell)
-        test = read([test_name], args.size, 1000 if args.quick else None, tell)
+        run(arguments(argv), Progress())
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    net = classifier_for(bank, f"{args.data}-{args.size}px", recipe, args.cache, tell)
-    judge = Judge(net, test.first(args.count))
-    rows, shown = references(judge, bank.images)
-    if generator:
-        more, views = compare(judge, generator, args.levels, args.guidance, tell)
-        rows, shown = rows + more, shown | views
-    right = float((look(net, test.images).classes == test.labels).float().mean())
-    print(table(rows))
-    print(
-        f"The classifier is right on {right:.3f} of the {len(test.keys)} test images; 'relative' is to the first row."
-    )
-    print(f"A share of {args.count} sources is known to ±{0.98 / args.count**0.5:.3f} at worst (95 %).")
-    if args.sheet:
-        sheet(shown, args.sheet)
-    print(json.dumps(summary(args, generator, right, rows)))
     return 0
 
 
+def run(args: argparse.Namespace, tell: Tell) -> None:
+    """Measure and print; nothing is trained before data and weights have been found.
+
+    Raises:
+        UserError: they have not.
+    """
+    recipe = QUICK if args.quick else Recipe()
+    train_names, test_name = FILES[args.data]
+    settings = {} if args.generator == "none" else {name: settings_of(args, name) for name in args.presets}
+    generator = load(next(iter(settings.values()))) if settings else None
+    bank = read(train_names, args.size, recipe.images, tell)
+    test = read([test_name], args.size, 1000 if args.quick else None, tell)
+    net = classifier_for(bank, f"{args.data}-{args.size}px", recipe, args.cache, tell)
+    judge = Judge(net, test.first(args.count))
+    rows, shown = references(judge, bank.images)
+    for preset, chosen in settings.items():
+        if preset != args.presets[0] or generator is None:
+            generator = load(chosen)  # one at a time: each may fill a GPU
+        more, views = compare(judge, generator, args.levels, chosen.guidance, tell, preset)
+        rows, shown = rows + more, shown | views
+        if args.policies and preset == args.presets[0]:
+            more, views = measured(
+                judge, generator, args.policies, guidance=chosen.guidance, rejected=args.rejected, tell=tell
+            )
+            rows, shown = rows + more, shown | views
+    right = float((look(net, test.images).classes == test.labels).float().mean())
+    print(table(rows))
+    print(f"The classifier is right on {right:.3f} of the {len(test.keys)} test images; 'relative' is to that of the")
+    print(f"same sources. A share of {args.count} sources is known to ±{0.98 / args.count**0.5:.3f} at worst (95 %).")
+    if args.sheet:
+        sheet(shown, args.sheet)
+    print(json.dumps(summary(args, generator, settings, right, rows)))
+
+
 def summary(
-    args: argparse.Namespace, generator: Generator | None, right: float, rows: Sequence[Row]
+    args: argparse.Namespace,
+    generator: Generator | None,
+    settings: Mapping[str, GeneratorSettings],
+    right: float,
+    rows: Sequence[Row],
 ) -> dict[str, object]:
-    """Return what the last line says."""
-    named = {name: getattr(args, name) for name in ("data", "size", "count", "steps", "guidance", "quick")}
-    measured = {"classifier": right, "rows": [asdict(row) for row in rows]}
-    return {"benchmark": "view_quality", "generator": generator and generator.name, **named, **measured}
+    """Return what the last line says; `settings` has those of every preset, or of "" without."""
+    return {
+        "benchmark": "view_quality",
+        "generator": generator and generator.name,
+        **{name: getattr(args, name) for name in ("data", "size", "count", "policies", "rejected", "quick")},
+        "settings": {preset: asdict(chosen) for preset, chosen in settings.items()},
+        "classifier": right,
+        "rows": [asdict(row) for row in rows],
+    }
 
 
 if __name__ == "__main__":

@@ -514,7 +514,7 @@ def test_views_that_were_left_out_are_counted_by_reason(run: RunFolder) -> None:
     said = "3 dropped by the filter (similarity: 1 below 0.73, 2 above 0.77) and " + failed
     write_table(run.views / "part-00000.parquet", {**read_table(run.views / "part-00000.parquet"), "score": SKEWED})
     assert said in left_out_of(run, 3)
-    assert "3 dropped by the filter after 3 more tries (" in left_out_of(run, 3, "redraw")
+    assert "3 dropped by the filter (redraws: 3; similarity: " in left_out_of(run, 3, "redraw")
     write_json(run.views / "summary.json", {"planned": 900, "made": 600, "dropped": 299, "failed": 1})
     text = left_out_of(run, 3)
     assert "299 dropped by the filter (similarity of 3 looked at: 1 below 0.73, 2 above 0.77)" in text

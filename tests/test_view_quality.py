@@ -6,11 +6,13 @@ import json
 import sys
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,12 +22,18 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from conftest import Painted
 from genview.encoders import FrozenEncoder
 from genview.encoders.frozen import Encoded
-from genview.generators import Text
+from genview.errors import UserError
+from genview.generators import EmbeddedSettings, Text, UnclipSettings
+from genview.noise import Adaptive
+from genview.store import read_table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import policies
 import view_quality
 from classifier import Classifier, Labelled, Recipe, classifier_for, shifted, train
-from view_quality import Judge, Row, compare, drawn, look, main, nearest, references, rmse, sheet, table
+from judge import Judge, Row, Views, look, nearest, references, rmse, table
+from policies import Bench
+from view_quality import arguments, compare, drawn, main, settings_of, sheet
 
 TINY = Recipe(widths=(8, 8, 8), samples=1600, batch=32)
 
@@ -53,11 +61,12 @@ class Colour(Classifier):
 
 
 class Pixels:
-    """A frozen encoder whose embedding is the image."""
+    """A frozen encoder whose embedding is the image, at its size."""
 
     name, size = "pixels", 16
 
     def encode(self, images: Tensor) -> Encoded:
+        images = F.adaptive_avg_pool2d(images, self.size)
         return Encoded(images.flatten(2).mT, images.flatten(1), (16, 16))
 
     def to(self, device: torch.device | str) -> Self:  # noqa: ARG002
@@ -105,13 +114,19 @@ def test_a_row_by_hand() -> None:
     """Four plain images, red red green blue, the last one labelled wrongly; the views are red green green blue."""
     plain = torch.eye(3, dtype=torch.uint8)[:, :, None, None].expand(3, 3, 4, 4) * 255
     judge = Judge(Colour(), Labelled(list("abcd"), plain[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 0])))
-    row = judge.row("views", plain[[0, 1, 1, 2]], again=plain[[1]], rate=7.0)
+    row = judge.row("views", Views.all(plain[[0, 1, 1, 2]]), again=Views.all(plain[[1]]), rate=7.0)
     different = (2 / 3) ** 0.5
     assert (row.name, row.accuracy, row.agreement, row.images_per_second) == ("views", 0.5, 0.75, 7.0)
     assert row.relative == pytest.approx(0.5 / 0.75)
     assert row.rmse == pytest.approx(different / 4)
     assert row.feature_distance == pytest.approx(1 / 4), "orthogonal features for one of four"
     assert row.between_draws == pytest.approx(different)
+    assert row.kept == 1
+    first, again = torch.tensor([False, True, True, True]), Views.all(plain[[2, 1]])
+    row = judge.row("views", Views(plain[[0, 1, 1, 2]], first), again=again)
+    assert (row.kept, row.accuracy, row.relative, row.agreement) == pytest.approx((0.75, 1 / 3, 0.5, 2 / 3))
+    assert (row.rmse, row.feature_distance) == pytest.approx((different / 3, 1 / 3))
+    assert row.between_draws == 0, "of the second source alone: the first has no first draw"
 
 
 def test_nearest_against_loops() -> None:
@@ -152,6 +167,70 @@ def test_a_generator_that_adds_noise_scores_worse_with_the_level() -> None:
     assert zero.feature_distance < middle.feature_distance < most.feature_distance
     assert 0 < (middle.between_draws or 0) < (most.between_draws or 0)
     assert (most.images_per_second or 0) > 0
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(Judge(Colour(), painted(40)), Noisy(), 1.0, "cpu", 0.25, tmp_path, silent)
+
+
+class Fickle(Noisy):
+    """Its noise is stronger with some seeds than with others, whatever the level."""
+
+    def sample(
+        self,
+        condition: Tensor,
+        level: Tensor,
+        guidance: Tensor,
+        seeds: Sequence[int],
+        texts: Sequence[Text] | None = None,
+    ) -> Tensor:
+        strength = torch.tensor([seed % 5 * 100 + level_ / 100 for seed, level_ in zip(seeds, level, strict=True)])
+        return super().sample(condition, strength, guidance, seeds, texts)
+
+
+def test_policies_are_judged_by_what_the_stages_make_of_them(bench: Bench) -> None:
+    bench = replace(bench, generator=Fickle())
+    names = ["redraw", "constant", "adaptive", "drop", "keep"]
+    rows, shown = policies.measure(bench, names)
+    assert [row.name for row in rows] == names == list(shown)
+    row = dict(zip(names, rows, strict=True))
+    assert torch.equal(shown["keep"], shown["adaptive"]), "scores change no view"
+    assert not torch.equal(shown["constant"], shown["adaptive"])
+    assert [row[name].kept for name in ("constant", "adaptive", "keep")] == [1, 1, 1]
+    assert 0.6 < row["drop"].kept < 0.9, "a quarter of both draws is rejected"
+    assert row["drop"].kept < row["redraw"].kept
+    assert row["drop"].rmse < row["keep"].rmse, "the least like their source are gone"
+    assert row["redraw"].rmse < row["keep"].rmse
+    assert all((found.images_per_second or 0) > 0 for found in rows)
+    assert all((found.between_draws or 0) > 0 for found in rows)
+
+
+def test_views_of_a_policy_belong_to_their_sources(bench: Bench) -> None:
+    rows, shown = policies.measure(bench, ["adaptive", "drop"])
+    levels = Adaptive().levels_of(*_analysed(bench), draw=0, seed=0)
+    assert len(set(levels.tolist())) > 1
+    near = rmse(shown["adaptive"], bench.judge.sources.images)
+    for level in set(levels.tolist()):
+        assert near[torch.from_numpy(levels == level)].mean() == pytest.approx(0.8 * level / 400, rel=0.5, abs=0.06)
+    white = (shown["drop"] == 255).flatten(1).all(dim=1)
+    assert torch.equal(shown["drop"][~white], shown["adaptive"][~white])
+    assert float((~white).float().mean()) == pytest.approx(rows[1].kept)
+
+
+def _analysed(bench: Bench) -> tuple[list[str], np.ndarray]:
+    found = read_table(sorted((bench.folder / "analysis").glob("part-*.parquet")), ["key", "ratio"])
+    assert found["key"].tolist() == bench.judge.sources.keys
+    return found["key"].tolist(), found["ratio"]
+
+
+def test_presets_are_the_generators_own() -> None:
+    args = arguments(["--size", "48", "--steps", "7", "--guidance", "2", "--presets", "draft", "balanced"])
+    settings = [settings_of(args, preset) for preset in ("", *args.presets)]
+    assert settings == [EmbeddedSettings(size=48, steps=steps, guidance=2) for steps in (7, 1, 4)]
+    assert settings_of(arguments(["--kind", "unclip"]), "paper") == UnclipSettings()
+    with pytest.raises(UserError, match="no preset 'swift' of embedded but paper, balanced"):
+        settings_of(args, "swift")
 
 
 def test_references() -> None:
@@ -220,11 +299,22 @@ def test_training_is_the_same_every_time() -> None:
 
 def test_the_table_and_the_sheet(tmp_path: Path) -> None:
     lines = table(
-        [Row("source", 1, 1, 1, 0, 0, None, None), Row("level 0", 0.25, 0.5, 1, 0, 0, 0.125, 9)]
+        [Row("source", 1, 1, 1, 0, 0, None, None), Row("balanced 300", 0.25, 0.5, 1, 0, 0, 0.125, 9, 0.75)]
     ).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["source", "1.000", "1.000", "1.000", "0.000", "0.000", "–", "–"]
-    assert lines[2].split() == ["level", "0", "0.250", "0.500", "1.000", "0.000", "0.000", "0.125", "9.000"]
+    assert lines[1].split() == ["source", "1.000", "1.000", "1.000", "0.000", "0.000", "–", "–", "1.000"]
+    assert lines[2].split() == [
+        "balanced",
+        "300",
+        "0.250",
+        "0.500",
+        "1.000",
+        "0.000",
+        "0.000",
+        "0.125",
+        "9.000",
+        "0.750",
+    ]
     from PIL import Image
 
     images = painted(3).images
@@ -238,7 +328,13 @@ def test_the_table_and_the_sheet(tmp_path: Path) -> None:
 def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GENVIEW_DATA", str(tmp_path))
     monkeypatch.setattr(view_quality, "QUICK", TINY)
-    monkeypatch.setattr(view_quality, "load", lambda _: Noisy())
+    asked_for: list[object] = []
+
+    def load(settings: object) -> Noisy:
+        asked_for.append(settings)
+        return Noisy()
+
+    monkeypatch.setattr(view_quality, "load", load)
     (tmp_path / "cifar10").mkdir()
     source = Painted(90, size=16)
     for name, rows in (("train-00", range(30)), ("train-01", range(30, 60)), ("test", range(60, 90))):
@@ -261,6 +357,13 @@ def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (last["generator"], last["count"], last["quick"], last["data"]) == ("noisy", 24, True, "cifar10")
     assert "left" in shown.err
     assert (tmp_path / "views.png").exists()
+    assert asked_for == [EmbeddedSettings(size=16)]
+    more = ["--presets", "fast", "paper", "--levels", "100", "--policies", "constant", "drop"]
+    assert main([*asked, *more]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["name"] for row in last["rows"][3:]] == ["fast 100", "constant", "drop", "paper 100"]
+    assert asked_for[1:] == [EmbeddedSettings(size=16), EmbeddedSettings(size=16, steps=20)]
+    assert {name: found["steps"] for name, found in last["settings"].items()} == {"fast": 2, "paper": 20}
 
 
 def test_missing_data_and_weights_end_with_2(

@@ -82,8 +82,9 @@ def analyse(
     """Measure the foreground of every image and store the generator's condition."""
     from genview.experiment import Stages, analyse_images
 
-    stages = Stages.open(_load(file, sets), out)
+    experiment = _load(file, sets)
     with Bars() as bars:
+        stages = Stages.open(experiment, out, bars.tell)
         analyse_images(stages, _launcher(launcher, workers, address), bars.tell)
 
 
@@ -99,8 +100,9 @@ def generate(
     """Make the views of every analysed image."""
     from genview.experiment import Stages, generate_views
 
-    stages = Stages.open(_load(file, sets), out)
+    experiment = _load(file, sets)
     with Bars() as bars:
+        stages = Stages.open(experiment, out, bars.tell)
         generate_views(stages, _launcher(launcher, workers, address), bars.tell)
 
 
@@ -122,9 +124,10 @@ def import_(
     from genview.experiment import Stages, take_views
     from genview.generators import ImportSettings
 
-    stages = Stages.open(_load(file, sets), out)
-    settings = ImportSettings(layout, mapping, stages.experiment.generate.shard)
+    experiment = _load(file, sets)
+    settings = ImportSettings(layout, mapping, experiment.generate.shard)
     with Bars() as bars:
+        stages = Stages.open(experiment, out, bars.tell)
         account = take_views(stages, place, settings, bars.tell)
     screen.print(str(account), highlight=False, soft_wrap=True)
 
@@ -247,9 +250,9 @@ def _launcher(name: str, workers: int, address: str) -> Launcher:
 def _stage(name: str, file: Path, out: Path, sets: list[str]) -> None:
     from genview.experiment import Stages
 
-    stages = Stages.open(_load(file, sets), out)
+    experiment = _load(file, sets)
     with Bars() as bars:
-        work: Callable[[Callable[..., None]], object] = getattr(stages.telling(bars.tell), name)
+        work: Callable[[Callable[..., None]], object] = getattr(Stages.open(experiment, out, bars.tell), name)
         work(bars.tell)
 
 

@@ -10,6 +10,7 @@ import torch
 from genview.encoders.backbone import Backbone
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
+from genview.generators import Img2ImgSettings
 from genview.generators.shard import encoded
 from genview.generators.trial import batch_for, trial
 from genview.images import batches
@@ -46,6 +47,10 @@ def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]
     found = trial(generator, condition, settings.guidance, lambda view: encoded(view, kind))
     count = images * experiment.generate.draws
     rate = f"{1 / found.seconds:,.2f} views/s in batches of {batch}"
+    if isinstance(settings, Img2ImgSettings):
+        shown = torch.tensor([0, 200, 400, 999])
+        strengths = ", ".join(f"{strength:.2f}" for strength in settings.strength(shown).tolist())
+        yield f"levels: {', '.join(map(str, shown.tolist()))} are strengths {strengths}"
     yield f"generate: {_span(found.seconds * count)} ({rate}), about {_bytes(found.bytes * count)} on disk"
 
 

@@ -35,7 +35,6 @@ def analyse_images(stages: Stages, launcher: Launcher, tell: Tell) -> None:
     Raises:
         UserError: the folder holds another analysis, no image can be read, or a part failed again and again.
     """
-    stages = stages.telling(tell)
     if isinstance(launcher, Here):
         looking = looking_for_foreground(stages, tell)
         analyse(looking, stages.run.analysis, seed=stages.experiment.seed, identity=_seen(stages))
@@ -53,7 +52,6 @@ def generate_views(stages: Stages, launcher: Launcher, tell: Tell) -> None:
     Raises:
         UserError: there is no analysis, the folder holds views of other settings, or a shard failed again and again.
     """
-    stages = stages.telling(tell)
     if imported(stages.run.views):
         raise UserError(
             f"{stages.run.views} holds views that were imported, and generated ones would mix with them. Choose "
@@ -83,7 +81,6 @@ def take_views(stages: Stages, place: Path, settings: ImportSettings, tell: Tell
     Raises:
         UserError: there is no image in `place`, none belongs to an image of the experiment, or several claim one.
     """
-    stages = stages.telling(tell)
     digest = hashlib.blake2b(str(place.absolute()).encode(), digest_size=6).hexdigest()
     found = files_in(place, stages.index and stages.index / digest, tell)
     identity = {"images": dump(stages.experiment)["images"], "from": str(place)}

@@ -20,7 +20,7 @@ def run_all(experiment: Experiment, out: Path, launcher: Launcher, tell: Tell) -
     Raises:
         UserError: see the stages.
     """
-    stages = Stages.open(experiment, out).telling(tell)
+    stages = Stages.open(experiment, out, tell)
     plan_of(experiment.training, len(stages.sources[0]))
     if experiment.generator is not None:
         analyse_images(stages, launcher, tell)

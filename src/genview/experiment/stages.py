@@ -56,13 +56,9 @@ class Stages:
         """Return the stages of an opened run for a worker on a device."""
         return Stages(experiment, RunFolder(out), index=out / "index", wanted_device=device)
 
-    def telling(self, tell: Tell) -> Stages:
-        """Return these stages with someone who is told what takes long."""
-        return replace(self, tell=tell)
-
     @staticmethod
-    def open(experiment: Experiment, out: Path) -> Stages:
-        """Bind an experiment to its folder.
+    def open(experiment: Experiment, out: Path, tell: Tell = silent) -> Stages:
+        """Bind an experiment to its folder; `tell` is told the progress of looking for images.
 
         Raises:
             UserError: the folder holds another experiment; the message shows what differs. Or views are to come
@@ -79,7 +75,7 @@ class Stages:
                     "Choose another --out, or put the settings back to continue that one."
                 )
         write_bytes(run.experiment, to_yaml(experiment).encode())
-        return Stages(experiment, run, index=out / "index", wanted_device=experiment.training.device)
+        return Stages(experiment, run, index=out / "index", tell=tell, wanted_device=experiment.training.device)
 
     @cached_property
     def device(self) -> str:
@@ -153,7 +149,7 @@ class Stages:
         """The same budget on the originals alone, with equal weights."""
         experiment = replace(self.experiment, generator=None, views=None, quality=None, baseline=False)
         stages = Stages.open(experiment, self.run.baseline.root)
-        return replace(stages, label=" (baseline)", analysis=self.run.analysis, index=self.index)
+        return replace(stages, label=" (baseline)", analysis=self.run.analysis, index=self.index, tell=self.tell)
 
     def _usable(self) -> list[int]:
         """Images that the analysis could read; all of them where there is none."""

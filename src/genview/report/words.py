@@ -38,10 +38,10 @@ def left_out(found: LeftOut) -> str:
     """Say in one sentence how many views were left out, and why; empty where none was."""
     reasons = []
     if found.dropped and found.filter is not None:
-        tries = f" after {found.filter['tries']} more tries" if found.filter["policy"] == "redraw" else ""
+        again = f"redraws: {found.filter['tries']}; " if found.filter["policy"] == "redraw" else ""
         sides = f"{found.below:,} below {found.filter['lowest']:g}, {found.above:,} above {found.filter['highest']:g}"
         sample = "" if found.below + found.above == found.dropped else f" of {found.below + found.above:,} looked at"
-        reasons.append(f"{found.dropped:,} dropped by the filter{tries} (similarity{sample}: {sides})")
+        reasons.append(f"{found.dropped:,} dropped by the filter ({again}similarity{sample}: {sides})")
     elif found.dropped:
         reasons.append(f"{found.dropped:,} dropped")
     if found.failed:

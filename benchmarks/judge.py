@@ -1,0 +1,139 @@
+"""The judge of `view_quality.py`: compares views with their sources by a classifier, and lays the rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import to_pil_image
+
+from classifier import Classifier, Labelled
+from genview.pairs.augment import ViewRecipe
+
+HAND_MADE = ViewRecipe(blur=0.0)
+"""The augmentation of MoCo v2, without its blur, as is usual at 32 pixels."""
+
+
+class Seen(NamedTuple):
+    """What the classifier makes of N images: classes N, and the features N×D before its last layer."""
+
+    classes: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: means over the sources whose view was kept; distances between pixels lie in [0, 1].
+
+    `relative` is to the accuracy on those sources themselves; `images_per_second` counts what was kept.
+    """
+
+    name: str
+    accuracy: float
+    relative: float
+    agreement: float
+    rmse: float
+    feature_distance: float
+    between_draws: float | None
+    images_per_second: float | None
+    kept: float = 1.0
+
+
+class Views(NamedTuple):
+    """One uint8 view of each of the first N sources, N×3×S×S, and which of them were kept, N."""
+
+    images: Tensor
+    kept: Tensor
+
+    @staticmethod
+    def all(images: Tensor) -> Views:
+        """Return views of which every one was kept."""
+        return Views(images, torch.ones(len(images), dtype=torch.bool))
+
+
+@torch.no_grad()
+def look(net: Classifier, images: Tensor) -> Seen:
+    """Classify uint8 images N×3×S×S."""
+    features = torch.cat([net.features(part / 255) for part in images.split(250)])
+    return Seen(net.head(features).argmax(dim=1), features)
+
+
+class Judge:
+    """Compares views with their sources, which are real images that the classifier has not been trained on."""
+
+    def __init__(self, net: Classifier, sources: Labelled) -> None:
+        self.net, self.sources = net, sources
+        self.few = sources.first(max(1, len(sources.keys) // 4))
+        self.real = look(net, sources.images)
+        self.accuracy = float((self.real.classes == sources.labels).float().mean())
+
+    def row(self, name: str, views: Views, again: Views | None = None, rate: float | None = None) -> Row:
+        """Measure one view of each source; `again` holds second draws for the first few of them.
+
+        `rate` counts views a second. All is NaN where none was kept.
+        """
+        kept = views.kept
+        seen, labels = look(self.net, views.images[kept]), self.sources.labels[kept]
+        real = Seen(self.real.classes[kept], self.real.features[kept])
+        right, possible = (float((classes == labels).float().mean()) for classes in (seen.classes, real.classes))
+        return Row(
+            name,
+            accuracy=right,
+            relative=right / max(possible, 1e-9),
+            agreement=float((seen.classes == real.classes).float().mean()),
+            rmse=float(rmse(views.images[kept], self.sources.images[kept]).mean()),
+            feature_distance=float((1 - F.cosine_similarity(seen.features, real.features)).mean()),
+            between_draws=None if again is None else apart(views, again),
+            images_per_second=rate,
+            kept=float(kept.float().mean()),
+        )
+
+
+def apart(views: Views, again: Views) -> float:
+    """Return how far two draws lie apart on average, by `rmse`, where both were kept."""
+    both = views.kept[: len(again.kept)] & again.kept
+    return float(rmse(views.images[: len(both)][both], again.images[both]).mean())
+
+
+def rmse(a: Tensor, b: Tensor) -> Tensor:
+    """Root of the mean squared difference of uint8 images N×3×S×S, in units of their range: N values in [0, 1]."""
+    return ((a.float() - b.float()) / 255).square().flatten(1).mean(dim=1).sqrt()
+
+
+def nearest(sources: Tensor, bank: Tensor) -> Tensor:
+    """For each uint8 source the image of `bank` that is nearest in pixels."""
+    flat = bank.flatten(1) / 255
+    return bank[torch.cat([torch.cdist(s.flatten(1) / 255, flat).argmin(dim=1) for s in sources.split(100)])]
+
+
+def hand_made(sources: Tensor) -> Tensor:
+    """One hand-made augmentation of each uint8 source."""
+    transform = HAND_MADE.transform(sources.shape[-1])
+    return torch.stack([transform(to_pil_image(image)) for image in sources])
+
+
+def references(judge: Judge, bank: Tensor) -> tuple[list[Row], dict[str, Tensor]]:
+    """Measure what the views are to be compared with; return rows and images by name."""
+    real = judge.sources.images
+    torch.manual_seed(0)
+    shown = {"source": real, "hand-made": hand_made(real), "nearest": nearest(real, bank)}
+    again = {"hand-made": hand_made(judge.few.images)}
+    return [
+        judge.row(name, Views.all(images), Views.all(again[name]) if name in again else None)
+        for name, images in shown.items()
+    ], shown
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Lay the rows out for reading; a dash stands for what has no meaning there."""
+    heads = ("class kept", "relative", "same answer", "RMSE", "feature distance", "draws apart", "images/s", "kept")
+    width = max(12, *(len(row.name) + 1 for row in rows))
+    lines = ["".join((f"{'':<{width}}", *(f"{head:>18}" for head in heads)))]
+    for row in rows:
+        values = [v for v in asdict(row).values() if not isinstance(v, str)]
+        lines.append("".join((f"{row.name:<{width}}", *(f"{'–' if v is None else f'{v:.3f}':>18}" for v in values))))
+    return "\n".join(lines)
