@@ -274,6 +274,19 @@ def test_a_finished_import_reads_no_file_again_and_a_damaged_shard_is_made_anew(
     assert files(views.folder) == before
 
 
+def test_an_import_that_was_killed_while_planning_binds_the_folder_to_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        take(tmp_path / "views", Interrupted(mirrored()))
+    (tmp_path / "views" / "plan" / "plan.json").unlink()
+    with pytest.raises(UserError, match="there 4, now 5"):
+        take(tmp_path / "views", Held(mirrored()), replace(MIRRORED, shard=5))
+    for part in (tmp_path / "views").glob("part-*"):
+        part.unlink()
+    take(tmp_path / "views", Held(mirrored()), replace(MIRRORED, shard=5))
+    take(tmp_path / "whole", Held(mirrored()), replace(MIRRORED, shard=5))
+    assert files(tmp_path / "views") == files(tmp_path / "whole")
+
+
 def test_files_that_change_meanwhile_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         take(tmp_path / "views", Interrupted(mirrored()))

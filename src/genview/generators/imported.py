@@ -15,12 +15,12 @@ from genview.errors import UserError
 from genview.generators.generate import finish
 from genview.generators.matching import Layout, Matches, matches
 from genview.generators.plan import Columns, Plan, Tell, plan_part
-from genview.generators.planning import PART
+from genview.generators.planning import PART, planned_already, written
 from genview.generators.shard import FAILED, MADE, write_images
 from genview.generators.views import ViewTable
 from genview.images import Archives, Folder, ImageFiles, ImageSource, UnreadableImage, decode
 from genview.images.batches import Unreadable
-from genview.store import claim, write_json, write_table
+from genview.store import write_json, write_table
 
 ACCOUNT = "import.json"
 READERS = 2
@@ -142,11 +142,9 @@ def _plan(
     """
     chosen = {"layout": settings.layout, "mapping": _digest(settings.mapping), "shard": settings.shard}
     wanted = {**identity, "imported": chosen, "images_found": len(source), "files_found": len(found)}
-    if (folder / "plan" / "plan.json").exists():
-        claim(folder / "plan", wanted)
+    if planned_already(folder, wanted):
         return Plan.open(folder)
     matched = matches(source, found, settings.layout, settings.mapping, tell)
-    claim(folder / "plan", wanted)  # after the matching: one that fails binds no folder
     plan = Plan(
         folder=folder,
         analysis="",
@@ -164,8 +162,7 @@ def _plan(
         write_table(plan_part(folder, number), _rows(source, found, matched, slice(first, first + size)))
     account = Account(len(found), len(matched.file), matched.stray, matched.bare, matched.absent)
     write_json(folder / ACCOUNT, asdict(account))
-    write_json(folder / "plan" / "plan.json", {k: v for k, v in asdict(plan).items() if k != "folder"})
-    return plan
+    return written(plan, wanted)
 
 
 def _digest(mapping: Path | None) -> str | None:

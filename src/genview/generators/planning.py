@@ -52,10 +52,8 @@ def make_plan(
     """
     settings.check()
     conditions = read_conditions(settings.conditions, settings.draws) if settings.conditions else None
-    place, wanted = folder / "plan", {**identity, **asdict(settings), "conditions": _digest(settings.conditions)}
-    if (place / "plan.json").exists() or any(folder.glob("part-*")):
-        claim(place, wanted)
-    if (place / "plan.json").exists():
+    wanted = {**identity, **asdict(settings), "conditions": _digest(settings.conditions)}
+    if planned_already(folder, wanted):
         return _same_images(Plan.open(folder), job.analysis)
     images_a_shard = max(1, settings.shard // settings.draws)
     shards_a_part = max(1, PART // (images_a_shard * settings.draws))
@@ -79,7 +77,25 @@ def make_plan(
         scores=settings.scores,
         filter=settings.filter,
     )
-    if not any(folder.glob("part-*")):
+    return written(plan, wanted)
+
+
+def planned_already(folder: Path, wanted: Mapping[str, object]) -> bool:
+    """Whether there is a whole plan in a folder of views; one that was refused or killed binds the folder to nothing.
+
+    Raises:
+        UserError: the folder holds a plan, or views, of other settings than `wanted`.
+    """
+    there = (folder / "plan" / "plan.json").exists()
+    if there or any(folder.glob("part-*")):
+        claim(folder / "plan", wanted)
+    return there
+
+
+def written(plan: Plan, wanted: Mapping[str, object]) -> Plan:
+    """Write `plan.json`, which marks a plan as whole, and return the plan."""
+    place = plan.folder / "plan"
+    if not any(plan.folder.glob("part-*")):
         (place / "settings.json").unlink(missing_ok=True)  # of a plan that was never finished
     claim(place, wanted)
     write_json(place / "plan.json", {k: v for k, v in asdict(plan).items() if k != "folder"})
