@@ -227,7 +227,7 @@ def _analysed(bench: Bench) -> tuple[list[str], np.ndarray]:
 def test_presets_are_the_generators_own() -> None:
     args = arguments(["--size", "48", "--steps", "7", "--guidance", "2", "--presets", "draft", "balanced"])
     settings = [settings_of(args, preset) for preset in ("", *args.presets)]
-    assert settings == [EmbeddedSettings(size=48, steps=steps, guidance=2) for steps in (7, 1, 4)]
+    assert settings == [EmbeddedSettings(size=48, steps=steps, guidance=2) for steps in (7, 1, 7)]
     assert settings_of(arguments(["--kind", "unclip"]), "paper") == UnclipSettings()
     with pytest.raises(UserError, match="no preset 'swift' of embedded but paper, balanced"):
         settings_of(args, "swift")
@@ -358,12 +358,12 @@ def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "left" in shown.err
     assert (tmp_path / "views.png").exists()
     assert asked_for == [EmbeddedSettings(size=16)]
-    more = ["--presets", "fast", "paper", "--levels", "100", "--policies", "constant", "drop"]
+    more = ["--presets", "paper", "fast", "--levels", "100", "--policies", "constant", "drop"]
     assert main([*asked, *more]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["name"] for row in last["rows"][3:]] == ["fast 100", "constant", "drop", "paper 100"]
-    assert asked_for[1:] == [EmbeddedSettings(size=16), EmbeddedSettings(size=16, steps=20)]
-    assert {name: found["steps"] for name, found in last["settings"].items()} == {"fast": 2, "paper": 20}
+    assert [row["name"] for row in last["rows"][3:]] == ["paper 100", "constant", "drop", "fast 100"]
+    assert asked_for[1:] == [EmbeddedSettings(size=16), EmbeddedSettings(size=16, steps=1)]
+    assert {name: found["steps"] for name, found in last["settings"].items()} == {"paper": 2, "fast": 1}
 
 
 def test_missing_data_and_weights_end_with_2(
