@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def test_every_launcher_ends_in_the_same_files(
     run = made(photographs, tmp_path, launcher, draws=2, scores={})
     assert files_of(run) == files_of(here)
     assert len(ViewTable(run.views)) == 2 * (24 - 1), "24 of the 30 are trained on, and one of them is damaged"
+
+
+@pytest.mark.parametrize("launcher", [Here(), Indexed(0, 2, patience=5.0)], ids=lambda launcher: launcher.kind)
+def test_what_was_lost_after_the_merge_is_made_again_and_merged(
+    photographs: Path, here: RunFolder, launcher: Launcher, tmp_path: Path
+) -> None:
+    run = RunFolder(Path(shutil.copytree(here.root, tmp_path / "run")))
+    (run.views / "part-00001.parquet").unlink()
+    next(run.views.glob("part-00002-*.tar")).write_bytes(b"cut short")
+    made(photographs, run.root, launcher, draws=2, scores={})
+    assert files_of(run) == files_of(here)
 
 
 def test_doing_it_again_does_nothing(photographs: Path, here: RunFolder) -> None:

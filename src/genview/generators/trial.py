@@ -22,8 +22,7 @@ ENOUGH = 1.05
 def batch_for(generator: Generator, wanted: int | Literal["auto"], device: torch.device | str) -> int:
     """Return `wanted`, or where that is 'auto' the batch that makes most views a second.
 
-    On a GPU batches are doubled as long as they fit into its memory and pay; one step below the first that does
-    not fit is left free for what else needs memory.
+    On a GPU batches are doubled as long as they fit into its memory and pay; the last that did both is taken.
 
     Raises:
         UserError: not even one view at once fits.
