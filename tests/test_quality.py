@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 import references
 from genview.encoders import Encoded
+from genview.images.origin import Origin
 from genview.quality import Quality, TowerQuality, pair_quality
 
 UP = torch.tensor([1.0, 0.0])
+NOWHERE = Origin(*(torch.empty(0),) * 4)
 
 
 def random_pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,7 +133,7 @@ def test_a_tower_weighs_images_and_is_no_module() -> None:
     tower = TowerQuality(HalvesAsTokens(), direction, 2.0)
     encode = HalvesAsTokens().encode
     wanted = pair_quality(encode(a).tokens, encode(b).tokens, direction, 2.0)
-    torch.testing.assert_close(tower(a, b).weight, wanted.weight)
+    torch.testing.assert_close(tower([a, b], NOWHERE, 0.0).weight, wanted.weight)
     assert not isinstance(tower, nn.Module)
     owner = nn.Module()
     owner.tower = tower  # type: ignore[assignment]  # as a model that keeps it would

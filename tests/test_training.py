@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from conftest import Painted
 from genview.encoders import Backbone, BackboneSettings
 from genview.encoders.backbone import export, load, snippet
 from genview.errors import UserError
+from genview.images.origin import Origin
 from genview.methods import Method, MoCoV2, SimSiam
 from genview.pairs import Pairs, PairSettings
 from genview.quality import Quality
@@ -122,8 +124,8 @@ def test_resume_equals_no_interruption(method: Method, stop_at: int, tmp_path: P
 def test_weights_multiply_the_losses_of_their_pairs(tmp_path: Path) -> None:
     """With weight on no pair nothing is learned from the losses: only weight decay would move weights."""
 
-    def nothing(a: Tensor, b: Tensor) -> Quality:  # noqa: ARG001
-        zero = torch.zeros(len(a))
+    def nothing(views: Sequence[Tensor], origin: Origin, progress: float) -> Quality:  # noqa: ARG001
+        zero = torch.zeros(len(views[0]))
         return Quality(zero, zero, zero)
 
     settings = TrainSettings(
@@ -138,8 +140,8 @@ def test_weights_multiply_the_losses_of_their_pairs(tmp_path: Path) -> None:
 
 
 def test_example_pairs_are_the_extremes(tmp_path: Path) -> None:
-    def by_brightness(a: Tensor, b: Tensor) -> Quality:  # noqa: ARG001
-        weight = a.mean(dim=(1, 2, 3))
+    def by_brightness(views: Sequence[Tensor], origin: Origin, progress: float) -> Quality:  # noqa: ARG001
+        weight = views[0].mean(dim=(1, 2, 3))
         return Quality(weight, weight, weight)
 
     train(tmp_path, METHODS[0], weigh=by_brightness)
@@ -153,9 +155,9 @@ def test_example_pairs_are_the_extremes(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     calls = []
 
-    def poison(a: Tensor, b: Tensor) -> Quality:  # noqa: ARG001
+    def poison(views: Sequence[Tensor], origin: Origin, progress: float) -> Quality:  # noqa: ARG001
         calls.append(1)
-        weight = torch.ones(len(a)) if len(calls) < 5 else torch.full((len(a),), float("nan"))
+        weight = torch.ones(len(views[0])) if len(calls) < 5 else torch.full((len(views[0]),), float("nan"))
         return Quality(weight, weight, weight)
 
     with pytest.raises(UserError, match="not finite at step 5"):

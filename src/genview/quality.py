@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from genview.distributed import global_sum
 from genview.encoders import FrozenEncoder
 from genview.foreground import soft_mask
+from genview.images.origin import Origin
 
 TINY = 1e-7
 
@@ -77,7 +79,7 @@ class TowerQuality:
     def __init__(self, encoder: FrozenEncoder, direction: Tensor, gamma: float = 1.0) -> None:
         self.encoder, self.direction, self.gamma = encoder, direction, gamma
 
-    def __call__(self, a: Tensor, b: Tensor) -> Quality:
-        """Quality of pairs of images B×3×H×W in [0, 1]."""
-        tokens_a, tokens_b = self.encoder.encode(torch.cat([a, b])).tokens.chunk(2)
+    def __call__(self, views: Sequence[Tensor], origin: Origin, progress: float) -> Quality:  # noqa: ARG002
+        """Quality of the pairs of the first two views, B×3×H×W in [0, 1] each."""
+        tokens_a, tokens_b = self.encoder.encode(torch.cat(list(views[:2]))).tokens.chunk(2)
         return pair_quality(tokens_a, tokens_b, self.direction, self.gamma)

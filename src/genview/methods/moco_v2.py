@@ -39,6 +39,7 @@ class MoCoV2Learner(Learner):
 
     queue: Tensor
     oldest: Tensor
+    divisible = True
 
     def __init__(self, method: MoCoV2, backbone: Backbone) -> None:
         super().__init__()

@@ -29,6 +29,8 @@ class SimSiam:
 class SimSiamLearner(Learner):
     """f: backbone and projector; h: predictor."""
 
+    divisible = True
+
     def __init__(self, method: SimSiam, backbone: Backbone) -> None:
         super().__init__()
         d = method.projection

@@ -14,10 +14,12 @@ from torch.utils.data import Dataset
 
 from genview.errors import UserError
 from genview.images import ImageSource, UnreadableImage
+from genview.images.origin import Origin
 from genview.pairs.augment import RecipeName, ViewRecipe, recipe
 from genview.seeds import seed_of
 
 NOT_GENERATED = -1
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 TRIES = 20
 FindView = Callable[[str, int], tuple[Image.Image, int] | None]
 """(key, random number) → a generated view of that image and its noise level, or None where there is none."""
@@ -41,24 +43,34 @@ class PairSettings:
 
 
 class Item(NamedTuple):
-    """One pair: views uint8 3×S×S, index of the image, noise level or −1, and why an image was replaced."""
+    """Views of one image, V of them: uint8 3×S×S each, and where they come from; see `PairBatch`."""
 
-    a: Tensor
-    b: Tensor
+    views: tuple[Tensor, ...]
     image: int
-    level: int
+    draws: tuple[int, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    flipped: tuple[bool, ...]
+    levels: tuple[int, ...]
     unreadable: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Views uint8 B×3×S×S, indices of their images, noise levels (−1: both views are of the original)."""
+    """V views of each of B images.
 
-    a: Tensor
-    b: Tensor
-    indices: Tensor
+    `views`: uint8 B×3×S×S each, the ones of full size first; `levels` B×V: the noise level of each, −1 for views
+    of the original; `unreadable`: key and reason of images that were replaced by the next ones.
+    """
+
+    views: tuple[Tensor, ...]
+    origin: Origin
     levels: Tensor
-    unreadable: tuple[tuple[str, str], ...]
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    def shown(self, device: torch.device) -> list[Tensor]:
+        """Return the views as floats in [0, 1] on a device."""
+        moved = (view.to(device, non_blocking=True, memory_format=torch.channels_last) for view in self.views)
+        return [view.float() / 255 for view in moved]
 
 
 class Pairs(Dataset[Item]):
@@ -109,7 +121,11 @@ class Pairs(Dataset[Item]):
             if found is not None:
                 side = int(torch.randint(2, (1,)))
                 views[side], level = found
-            return Item(first(views[0]), second(views[1]), index, level, tuple(bad))
+            levels, draws = [NOT_GENERATED, NOT_GENERATED], [NOT_GENERATED, NOT_GENERATED]
+            if found is not None:
+                levels[side], draws[side] = level, 0
+            shown = (first(views[0]), second(views[1]))
+            return Item(shown, index, tuple(draws), (WHOLE, WHOLE), (False, False), tuple(levels), tuple(bad))
 
     def _readable(self, index: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
         """Return image `index`, or the next one that can be read, with the reasons why not."""
@@ -151,10 +167,15 @@ def _recipes(settings: PairSettings) -> list[ViewRecipe]:
 
 def collate(items: Sequence[Item]) -> PairBatch:
     """Stack items into a batch."""
+    origin = Origin(
+        image=torch.tensor([item.image for item in items]),
+        draw=torch.tensor([item.draws for item in items]),
+        box=torch.tensor([item.boxes for item in items]),
+        flipped=torch.tensor([item.flipped for item in items]),
+    )
     return PairBatch(
-        a=torch.stack([item.a for item in items]),
-        b=torch.stack([item.b for item in items]),
-        indices=torch.tensor([item.image for item in items]),
-        levels=torch.tensor([item.level for item in items]),
+        views=tuple(torch.stack(views) for views in zip(*(item.views for item in items), strict=True)),
+        origin=origin,
+        levels=torch.tensor([item.levels for item in items]),
         unreadable=tuple(reason for item in items for reason in item.unreadable),
     )

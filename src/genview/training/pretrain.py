@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +16,7 @@ from genview.distributed import global_mean, rank, world_size
 from genview.encoders.backbone import Backbone, BackboneSettings, export
 from genview.errors import UserError
 from genview.images.order import positions
+from genview.images.origin import Origin
 from genview.methods import Method
 from genview.pairs import PairBatch, Pairs, collate
 from genview.quality import Quality
@@ -26,7 +27,8 @@ from genview.training.examples import PairExamples
 from genview.training.optimizer import Sgd, rate_at, set_rate
 from genview.training.state import TrainState
 
-Weigh = Callable[[Tensor, Tensor], Quality]
+Weigh = Callable[[Sequence[Tensor], Origin, float], Quality]
+"""(views B×3×S×S in [0, 1], where they come from, share of the training that is done) → quality of their pairs."""
 Probe = Callable[[nn.Module], Iterable[tuple[str, float]]]
 Tell = Callable[[str, int, int, str], None]
 """(what, done, total, note): progress for whoever shows it."""
@@ -153,7 +155,7 @@ class Loop:
         hook = self.state.learner.backbone.register_forward_hook(self._keep_features)
         self.module.train()
         for batch in self._batches(pairs):
-            self.step(batch, [pairs.source.key(int(i)) for i in batch.indices])
+            self.step(batch, [pairs.source.key(int(i)) for i in batch.origin.image])
         hook.remove()
         if rank() == 0:
             self.examples.save(self.run.pairs / "examples.npz")
@@ -166,9 +168,9 @@ class Loop:
         torch.manual_seed(seed_of(self.seed, f"process {rank()}", done, "layers"))
         rate = rate_at(done, steps=self.plan.steps, warmup=self.plan.warmup, peak=self.settings.optimizer.rate)
         set_rate(self.optimizer, rate)
-        a, b = (self._on_device(views) for views in (batch.a, batch.b))
-        quality = self.weigh(a, b) if self.weigh else None
-        losses = self.module(a, b).float()
+        views = batch.shown(self.fabric.device)
+        quality = self.weigh(views, batch.origin, done / self.plan.steps) if self.weigh else None
+        losses = self.module(*views).float()
         loss = (losses * quality.weight).mean() if quality else losses.mean()
         self._check(loss, losses, keys)
         self.fabric.backward(loss)
@@ -184,7 +186,7 @@ class Loop:
         if step % self.plan.measure == 0 or at_end:
             self._measure(float(global_mean(loss.detach())), quality, rate)
             if quality:
-                self.examples.offer(batch.a, batch.b, quality, batch.levels, keys)
+                self.examples.offer(batch.views[0], batch.views[1], quality, batch.levels.amax(dim=1), keys)
         if self.probe and (step % self.plan.probe == 0 or at_end):
             for name, value in self.probe(self.state.learner.backbone):
                 self.run.measure(f"online/{name}", value, step)
@@ -249,10 +251,6 @@ class Loop:
             if batch is None:
                 return
             yield batch
-
-    def _on_device(self, views: Tensor) -> Tensor:
-        moved = views.to(self.fabric.device, non_blocking=True, memory_format=torch.channels_last)
-        return moved.float() / 255
 
     def _keep_features(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         self.features = output.detach()
