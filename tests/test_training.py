@@ -24,8 +24,8 @@ from genview.quality import Quality
 from genview.store import RunFolder
 from genview.training import TrainSettings, plan_of, pretrain
 from genview.training.duration import steps_of
-from genview.training.optimizer import Sgd, rate_at, set_rate
-from genview.training.pretrain import feature_std
+from genview.training.monitors import feature_std
+from genview.training.optimizer import Sgd, rate_at, schedule
 
 TINY = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
 SETTINGS = TrainSettings(
@@ -91,10 +91,10 @@ def test_rate_warms_up_and_falls_as_half_a_cosine() -> None:
 def test_the_predictor_of_simsiam_keeps_its_rate() -> None:
     learner = METHODS[0].build(Backbone(TINY))
     optimizer = Sgd(rate=0.1).build(learner)
-    set_rate(optimizer, 0.01)
+    rate = schedule(optimizer, Sgd(rate=0.1), 5, steps=10, warmup=0)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in learner.named_parameters():
-        assert rates[id(parameter)] == (0.1 if name.startswith("predictor") else 0.01)
+        assert rates[id(parameter)] == (0.1 if name.startswith("predictor") else rate)
 
 
 def test_slow_copies_are_not_optimised() -> None:

@@ -14,6 +14,7 @@ from genview.generators import Img2ImgSettings
 from genview.generators.shard import encoded
 from genview.generators.trial import batch_for, trial
 from genview.images import batches
+from genview.report.words import span
 from genview.training.duration import steps_of
 from genview.training.pretrain import make_fabric
 
@@ -41,7 +42,7 @@ def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]
     pixels = next(batches(stages.sources[0], size=size, batch=batch, unreadable=lambda *_: None)).images
     encode = _seconds(lambda: generator.encoder.encode(pixels.to(stages.device))) / len(pixels)
     passes = 1 + 2 * min(experiment.foreground.sample, images) / images
-    yield f"analyse: {_span(encode * images * passes)} and reading the images ({1 / encode:,.0f} images/s)"
+    yield f"analyse: {span(encode * images * passes)} and reading the images ({1 / encode:,.0f} images/s)"
     condition = generator.encoder.encode(pixels.to(stages.device)).embedding.cpu()
     kind = experiment.generate.format
     found = trial(generator, condition, settings.guidance, lambda view: encoded(view, kind))
@@ -51,7 +52,7 @@ def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]
         shown = torch.tensor([0, 200, 400, 999])
         strengths = ", ".join(f"{strength:.2f}" for strength in settings.strength(shown).tolist())
         yield f"levels: {', '.join(map(str, shown.tolist()))} are strengths {strengths}"
-    yield f"generate: {_span(found.seconds * count)} ({rate}), about {_bytes(found.bytes * count)} on disk"
+    yield f"generate: {span(found.seconds * count)} ({rate}), about {_bytes(found.bytes * count)} on disk"
 
 
 def _training(experiment: Experiment, images: int) -> str:
@@ -63,7 +64,7 @@ def _training(experiment: Experiment, images: int) -> str:
     views = torch.rand(min(settings.batch, images), 3, size, size, device=fabric.device)
     seconds = _seconds(lambda: fabric.backward(module(views, views).mean()))
     steps = steps_of(settings.length, images=images, batch=settings.batch)
-    return f"pretrain: {_span(seconds * steps)} for {steps:,} steps of {settings.batch}, without weighing and loading"
+    return f"pretrain: {span(seconds * steps)} for {steps:,} steps of {settings.batch}, without weighing and loading"
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -81,10 +82,3 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1e3:.0f} kB"
-
-
-def _span(seconds: float) -> str:
-    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from genview.distributed import rank
 from genview.experiment.making import analyse_images, generate_views
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
@@ -27,6 +28,8 @@ def run_all(experiment: Experiment, out: Path, launcher: Launcher, tell: Tell) -
         if not imported(stages.run.views):
             generate_views(stages, launcher, tell)
     stages.pretrain(tell)
+    if rank() > 0:  # processes that trained together; one is enough for what follows
+        return stages.run
     stages.evaluate(tell)
     stages.report(tell)
     return stages.run

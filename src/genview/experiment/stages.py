@@ -15,7 +15,7 @@ from torch import nn
 from genview.encoders import FrozenEncoder, load_frozen
 from genview.encoders.backbone import load as load_backbone
 from genview.errors import UserError
-from genview.evaluation import Reading, evaluate, extract, knn_accuracy, split
+from genview.evaluation import Linear, Reading, evaluate, extract, knn_accuracy, split
 from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, QualitySettings, essential
 from genview.foreground import Analysis, Direction, Looking, fit_direction
@@ -30,10 +30,12 @@ from genview.report import write_page
 from genview.store import RunFolder, claim, write_bytes
 from genview.store.parts import differences
 from genview.training import pretrain
-from genview.training.pretrain import Probe, Tell, Weigh
+from genview.training.pretrain import Probe, Tell, Weigh, make_fabric
 
 ONLINE_IMAGES = 2000
 ONLINE_K = 20
+ONLINE_LINEAR = Linear(l2=(1e-3,), iterations=50)
+"""Quick rather than best: the curve of a training, not its result."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,14 @@ class Stages:
     def pretrain(self, tell: Tell) -> None:
         """Train the backbone, and the baseline if the experiment wants one."""
         if not self.run.backbone.exists():
+            with make_fabric(self.experiment.training).rank_zero_first():  # what it writes, the others find
+                pairs, weigh = self._pairs(tell), self._weigh(tell)
             pretrain(
                 self.experiment.method,
-                self._pairs(tell),
+                pairs,
                 self.experiment.training,
                 self.run,
-                weigh=self._weigh(tell),
+                weigh=weigh,
                 probe=self._probe(),
                 tell=_named(tell, self.label),
             )
@@ -225,6 +229,7 @@ class Stages:
         def probe(backbone: nn.Module) -> Iterable[tuple[str, float]]:
             known, asked = extract(backbone, bank, reading), extract(backbone, held, reading)
             yield f"knn/top1@k={ONLINE_K}", knn_accuracy(known, asked, k=ONLINE_K, temperature=0.07)
+            yield from ONLINE_LINEAR.run(known, asked, self.experiment.seed)
 
         return probe
 

@@ -2,5 +2,6 @@
 
 from genview.report.collect import Result, results
 from genview.report.page import write_page
+from genview.report.watch import Curve, watched
 
-__all__ = ["Result", "results", "write_page"]
+__all__ = ["Curve", "Result", "results", "watched", "write_page"]

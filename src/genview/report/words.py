@@ -66,3 +66,11 @@ def flat(value: object, name: str = "") -> list[tuple[str, str]]:
     if isinstance(value, list):
         return [(name, " × ".join(text for inner in value for _, text in flat(inner)))]
     return [(name, f"{value:.4g}" if isinstance(value, float) else str(value))]
+
+
+def span(seconds: float) -> str:
+    """Return a duration in the unit that suits."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

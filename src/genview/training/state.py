@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -13,16 +14,29 @@ from genview.methods import Learner
 from genview.store import write_state
 
 
+class Scaler(Protocol):
+    """Keeps the factor by which float16 losses are scaled; nothing for other precisions."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it keeps."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        ...
+
+
 @dataclass
 class TrainState:
-    """Learner, optimizer and the number of steps taken.
+    """Learner, optimizer, loss scale and the number of steps taken.
 
     Nothing random needs keeping: order and augmentation follow from seed, epoch and key, and what layers draw
-    (stochastic depth) from seed and step.
+    (stochastic depth) from seed and step. Slow copies, queues and centres are the learner's.
     """
 
     learner: Learner
     optimizer: torch.optim.Optimizer
+    scaler: Scaler
     step: int = 0
 
     def save(self, path: Path) -> None:
@@ -30,6 +44,7 @@ class TrainState:
         content = {
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
         }
         write_state(path, content)
@@ -44,6 +59,8 @@ class TrainState:
             content = torch.load(path, map_location=device, weights_only=True)
             self.learner.load_state_dict(content["learner"])
             self.optimizer.load_state_dict(content["optimizer"])
+            if content["scaler"]:  # a run may go on in another precision
+                self.scaler.load_state_dict(content["scaler"])
         except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"The checkpoint {path} cannot be continued: it is damaged or of another learner ({_short(error)}). "

@@ -1,4 +1,4 @@
-"""The command line: verbs, an experiment file, --out and --set. Only this module prints or exits."""
+"""The command line: verbs, an experiment file, --out and --set. Only this room prints or exits."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show
 from genview.errors import UserError, writing
 
 if TYPE_CHECKING:
     from genview.experiment import Experiment
     from genview.launch import Launcher
-    from genview.store import RunFolder
 
 app = typer.Typer(
     add_completion=False,
@@ -28,8 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Generated views for self-supervised learning. Every verb takes an experiment file, --out and --set.",
 )
-screen = Console(stderr=True)
-
 File = Annotated[Path, typer.Argument(help="An experiment: a YAML file.", show_default=False)]
 Out = Annotated[
     Path, typer.Option(help="The run folder. A run that was interrupted continues in it.", show_default=False)
@@ -40,7 +35,7 @@ Launching = Annotated[
     Literal["auto", "here", "local", "index", "ray"],
     typer.Option(
         help="Who analyses and generates: this process, processes of this machine (one for each GPU), the processes "
-        "that SLURM or torchrun started, or Ray. auto: local where there are several GPUs, else here."
+        "that SLURM or torchrun started, or Ray. auto: index under torchrun, local with several GPUs, else here."
     ),
 ]
 Workers = Annotated[int, typer.Option(help="Processes of --launcher local; 0 is one for each GPU, or core.")]
@@ -59,15 +54,16 @@ def run(
     """Do every stage in order, continuing where it stopped, and show the results."""
     from genview.experiment import run_all
 
-    if launcher == "index":
+    if launcher == "index" and not TOGETHER:
         raise UserError(
-            "--launcher index is for processes that SLURM or torchrun started: give it to `genview analyse` and "
-            "`genview generate`, and run this in one process afterwards; it takes up what they have made."
+            "Processes that train together are started by torchrun. In a SLURM array give --launcher index to "
+            "`genview analyse` and `genview generate`, and run this afterwards; it takes up what they have made."
         )
     experiment = _load(file, sets)
     with Bars() as bars:
         folder = run_all(experiment, out, _launcher(launcher, workers, address), bars.tell)
-    _show(folder, experiment)
+    if not FOLLOWS:
+        show(folder, experiment)
 
 
 @app.command()
@@ -182,50 +178,25 @@ def check(file: File, sets: Set = NO_SETS) -> None:
         typer.echo(line)
 
 
-class Bars:
-    """One progress bar for each thing that is being done, with the time left; a line every while without a screen."""
+@app.command()
+def watch(
+    out: Out,
+    once: Annotated[bool, typer.Option("--once", help="Show it once and stop.")] = False,
+) -> None:
+    """Show how a training in a run folder fares, from another terminal."""
+    from rich.live import Live
 
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<14}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=screen,
-            disable=not screen.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._begun: dict[str, tuple[float, int]] = {}
-        self._said: dict[str, float] = {}
+    from genview.report import watched
+    from genview.store import RunFolder
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def tell(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` are done."""
-        if not screen.is_terminal:
-            self._say(what, done, total, note)
-            return
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total, note=note)
-        self._progress.update(self._tasks[what], completed=done, total=total, note=note)
-
-    def _say(self, what: str, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        start, first = self._begun.setdefault(what, (now, done))
-        if done < total and now - self._said.get(what, 0.0) < 10:
-            return
-        self._said[what] = now
-        left = (now - start) / (done - first) * (total - done) if done > first else float("nan")
-        remaining = "" if left != left else f" · {left / 60:.1f} min left"
-        screen.print(f"{what}: {done}/{total}{remaining} {note}", markup=False, highlight=False, soft_wrap=True)
+    run = RunFolder(out)
+    if not out.is_dir():
+        raise UserError(f"There is no run folder {out}.")
+    with Live(board(watched(run)), console=screen, screen=False, auto_refresh=False) as live:
+        while not once and not run.backbone.exists():
+            time.sleep(2)
+            live.update(board(watched(run)), refresh=True)
+        live.update(board(watched(run)), refresh=True)
 
 
 def _load(file: Path, sets: list[str]) -> Experiment:
@@ -240,7 +211,8 @@ def _launcher(name: str, workers: int, address: str) -> Launcher:
     from genview.launch import Here, Indexed, Local, Ray
 
     if name == "auto":
-        name = "local" if workers > 1 or torch.cuda.device_count() > 1 else "ray" if address else "here"
+        several = workers > 1 or torch.cuda.device_count() > 1
+        name = "index" if TOGETHER else "local" if several else "ray" if address else "here"
     if name == "index":
         return Indexed.from_environment()
     chosen: dict[str, Launcher] = {"here": Here(), "local": Local(workers), "ray": Ray(address)}
@@ -254,30 +226,6 @@ def _stage(name: str, file: Path, out: Path, sets: list[str]) -> None:
     with Bars() as bars:
         work: Callable[[Callable[..., None]], object] = getattr(Stages.open(experiment, out, bars.tell), name)
         work(bars.tell)
-
-
-def _show(folder: RunFolder, experiment: Experiment) -> None:
-    from rich.table import Table
-
-    from genview.encoders.backbone import snippet
-    from genview.report import results
-
-    rows = results(folder)
-    table = Table("measure", "this run")
-    if any(row.baseline is not None for row in rows):
-        table = Table("measure", "with views", "same budget without", "difference")
-    for row in rows:
-        cells = [row.name, f"{row.value:.1%}"]
-        if row.baseline is not None:
-            cells += [f"{row.baseline:.1%}", f"{100 * (row.value - row.baseline):+.1f}"]
-        table.add_row(*cells)
-    out = Console(highlight=False)
-    if rows:
-        out.print(table)
-    out.print(f"Use the backbone:\n{escape(snippet(experiment.training.backbone, folder.backbone))}", soft_wrap=True)
-    if aside := folder.quarantined():
-        out.print(f"{aside} images could not be used and were left out: {folder.quarantine_file}", soft_wrap=True)
-    out.print(f"Page: {folder.page}", soft_wrap=True)
 
 
 def main() -> None:

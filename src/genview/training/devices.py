@@ -1,0 +1,64 @@
+"""Processes, devices and precision of a training: Lightning Fabric, set up in one place."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.strategies.ddp import DDPStrategy
+
+from genview.errors import UserError
+from genview.training.settings import TrainSettings
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one another: the first one may be probing, or fitting a direction."""
+
+
+def make_fabric(settings: TrainSettings) -> Fabric:
+    """Start the processes of a training (or join those of torchrun) and return Fabric for them.
+
+    Where `devices` are several and torchrun did not start them, Fabric runs this very command again for each.
+
+    Raises:
+        UserError: a device or precision that this machine does not have.
+    """
+    cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
+    kind = "cuda" if cuda else "cpu" if settings.device == "auto" else settings.device
+    if kind == "cuda" and not cuda:
+        raise UserError("training.device is cuda, and torch sees no GPU here. Set training.device=auto or cpu.")
+    local, nodes = _processes(settings, cuda)
+    more: dict[str, Any] = {"strategy": _together()} if local * nodes > 1 else {}
+    precision = _precision(settings, kind)
+    fabric = Fabric(
+        accelerator=kind, devices=local, num_nodes=nodes, plugins=[precision] if precision else None, **more
+    )
+    fabric.launch()
+    return fabric
+
+
+def _processes(settings: TrainSettings, cuda: bool) -> tuple[int, int]:
+    """Processes of each machine, and machines."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    if settings.devices != "auto":
+        return settings.devices, 1
+    return (torch.cuda.device_count() if cuda else 1), 1
+
+
+def _together() -> DDPStrategy:
+    """Averaged gradients. Buffers are equal by construction or each one's own, so nobody's are broadcast."""
+    return DDPStrategy(timeout=PATIENCE, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _precision(settings: TrainSettings, kind: str) -> MixedPrecision | None:
+    wanted = settings.precision
+    if wanted == "auto":
+        wanted = "bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if wanted == "float32":
+        return None
+    return MixedPrecision("bf16-mixed" if wanted == "bfloat16" else "16-mixed", kind)

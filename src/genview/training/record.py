@@ -1,0 +1,81 @@
+"""What a training leaves to be looked at, written by the first process: measures, example pairs, progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from genview.distributed import rank
+from genview.pairs import PairBatch
+from genview.quality import Quality
+from genview.store import RunFolder
+from genview.training.examples import PairExamples
+from genview.training.loggers import loggers
+from genview.training.settings import Plan, TrainSettings
+
+Tell = Callable[[str, int, int, str], None]
+"""(what, done, total, note): progress for whoever shows it."""
+
+
+class Record:
+    """Writes to a run folder; knows how long the training waited for data and how long it will take."""
+
+    def __init__(self, run: RunFolder, settings: TrainSettings, plan: Plan, first: int, tell: Tell) -> None:
+        self.run, self._settings, self._plan, self._tell = run, settings, plan, tell
+        self._leads = rank() == 0
+        self._loggers = loggers(settings.log, run, first) if self._leads else []
+        self._examples = PairExamples()
+        self._since, self._at, self._waited = time.perf_counter(), first, 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._leads:
+            self._examples.save(self.run.pairs / "examples.npz")
+        for logger in self._loggers:
+            logger.close()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time within as time in which the device had no data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def quarantine(self, unreadable: Iterable[tuple[str, str]]) -> None:
+        """Note images that could not be read."""
+        for key, reason in unreadable:
+            self.run.quarantine(key, reason)
+
+    def measures(self, values: dict[str, float], step: int) -> None:
+        """Write measures of a step."""
+        if not self._leads:
+            return
+        for name, value in values.items():
+            self.run.measure(name, value, step)
+        for logger in self._loggers:
+            logger.measure(values, step)
+
+    def progress(self, values: dict[str, float], step: int) -> None:
+        """Write measures of a step with throughput, share of waiting and time left, and tell of them."""
+        now = time.perf_counter()
+        taken, steps = max(now - self._since, 1e-9), step - self._at
+        speed = steps * self._settings.batch / taken
+        waiting = min(1.0, self._waited / taken)
+        left = (self._plan.steps - step) * taken / max(steps, 1)
+        self._since, self._at, self._waited = now, step, 0.0
+        more = {"train/images_per_second": speed, "train/waiting": waiting, "train/seconds_left": left}
+        self.measures({**values, **more}, step)
+        if self._leads:
+            note = f"loss {values['train/loss']:.3f} · {speed:.0f} images/s · waiting for data {waiting:.0%}"
+            self._tell("pretrain", step, self._plan.steps, note)
+
+    def example(self, batch: PairBatch, quality: Quality, keys: list[str]) -> None:
+        """Offer weighted pairs for the page."""
+        self._examples.offer(batch.views[0], batch.views[1], quality, batch.levels.amax(dim=1), keys)
