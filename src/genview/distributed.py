@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 
 def rank() -> int:
@@ -19,22 +20,31 @@ def world_size() -> int:
 
 
 def gathered(x: Tensor) -> Tensor:
-    """Concatenate the x of all processes along the first dimension, in order of rank; no gradient."""
+    """Concatenate the x of all processes, of one shape, along the first dimension in order of rank; no gradient."""
     if not _together():
         return x.detach()
-    parts = [torch.empty_like(x) for _ in range(world_size())]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
 
 
 def gathered_with_gradient(x: Tensor) -> Tensor:
-    """As `gathered`, but the gradient flows back to the process that each part came from."""
-    return torch.cat(all_gather_with_gradient(x.contiguous())) if _together() else x
+    """As `gathered`, but the gradient flows back to the process that each part came from.
+
+    A part's gradient is the sum over the losses of all processes. DDP then averages over processes, which gives the
+    gradient of the mean of their losses.
+    """
+    return _Gather.apply(x) if _together() else x
+
+
+def gathered_rows(x: Tensor) -> Tensor:
+    """Where the rows of this process's x lie in `gathered(x)`."""
+    return torch.arange(len(x), device=x.device) + rank() * len(x)
 
 
 def global_sum(x: Tensor) -> Tensor:
     """Sum of the x of all processes, element by element; no gradient."""
-    total = x.detach().clone()
+    total = x.detach().clone(memory_format=torch.contiguous_format)
     if _together():
         dist.all_reduce(total)
     return total
@@ -43,6 +53,17 @@ def global_sum(x: Tensor) -> Tensor:
 def global_mean(x: Tensor) -> Tensor:
     """Mean of the x of all processes, element by element; no gradient."""
     return global_sum(x) / world_size()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.own = gathered_rows(x)
+        return gathered(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return global_sum(gradient)[ctx.own]
 
 
 def _together() -> bool:

@@ -7,12 +7,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from genview.distributed import gathered
 from genview.encoders.backbone import Backbone
-from genview.errors import UserError
 from genview.methods.method import Learner
-from genview.methods.parts import follow, info_nce, mlp, slow_copy, unit
+from genview.methods.parts import enqueue, follow, in_float32, mlp, slow_copy, unit
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,38 @@ class MoCoV2Learner(Learner):
         self.key_encoder = slow_copy(nn.Sequential(backbone, self.head))
         self.register_buffer("queue", unit(torch.randn(method.queue, method.embedding)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
-        self._keys: Tensor | None = None
+        self._keys: list[Tensor] = []
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """InfoNCE of the query of `a` with the key of `b` against the queue."""
         q = unit(self.head(self.backbone(a)))
         with torch.no_grad():
             k = unit(self.key_encoder(b))
-        self._keys = k
+        if self.training:
+            self._keys.append(k)
         return info_nce(q, k, self.queue.clone(), self.method.temperature)
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:  # noqa: ARG002 - the momentum is constant
-        """Move the key encoder, and put the newest keys in place of the oldest ones."""
+        """Move the key encoder, and put the keys of all passes since the last step in place of the oldest ones."""
         follow(self.key_encoder, nn.Sequential(self.backbone, self.head), self.method.momentum)
-        if self._keys is None:
-            return
-        keys = gathered(self._keys)
-        if len(keys) > len(self.queue):
-            raise UserError(f"A batch of {len(keys)} does not fit a queue of {len(self.queue)}: raise method.queue.")
-        places = (self.oldest + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[places] = keys
-        self.oldest.copy_((self.oldest + len(keys)) % len(self.queue))
-        self._keys = None
+        if self._keys:
+            enqueue(self.queue, self.oldest, gathered(torch.cat(self._keys)))
+        self._keys.clear()
+
+
+@in_float32
+def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """InfoNCE per pair with the negatives of a queue (MoCo, eq. 1).
+
+    Args:
+        q: queries B×D, unit length.
+        k: their positive keys B×D, unit length.
+        negatives: keys K×D of other images, unit length.
+        temperature: τ.
+
+    Returns:
+        −log( exp(q·k/τ) / (exp(q·k/τ) + Σ exp(q·n/τ)) ), B values.
+    """
+    positive = (q * k).sum(dim=1, keepdim=True)
+    logits = torch.cat([positive, q @ negatives.T], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device), reduction="none")

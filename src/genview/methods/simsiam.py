@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genview.encoders.backbone import Backbone
 from genview.methods.method import Learner
-from genview.methods.parts import mlp
+from genview.methods.parts import cosine, mlp
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class SimSiamLearner(Learner):
         """½ D(h(z_a), z_b) + ½ D(h(z_b), z_a), D the negative cosine and z held constant (equations 1 to 4)."""
         z_a, z_b = self.projector(self.backbone(a)), self.projector(self.backbone(b))
         p_a, p_b = self.predictor(z_a), self.predictor(z_b)
-        return -(F.cosine_similarity(p_a, z_b.detach()) + F.cosine_similarity(p_b, z_a.detach())) / 2
+        return -(cosine(p_a, z_b.detach()) + cosine(p_b, z_a.detach())) / 2
 
     def fixed_rate(self) -> list[nn.Parameter]:
         """The predictor does not follow the cosine schedule (section 4.2 of the paper)."""
