@@ -13,6 +13,7 @@ from genview.methods import Learner, Method
 from genview.pairs import Pairs
 from genview.seeds import seed_of
 from genview.store import RunFolder, sweep
+from genview.training.batchnorm import synchronised
 from genview.training.devices import make_fabric
 from genview.training.loop import Loop, Probe, Weigh
 from genview.training.record import Record, Tell
@@ -71,9 +72,9 @@ def built(method: Method, settings: TrainSettings, fabric: Fabric, *, weighted: 
     """
     learner = method.build(Backbone(settings.backbone))
     check(learner, settings, weighted=weighted, kind=method.kind)
-    if settings.batchnorm == "global" and world_size() > 1:
-        raise NotImplementedError  # until batchnorm.py is merged
     learner.to(fabric.device)
+    if settings.batchnorm == "global" and world_size() > 1:
+        synchronised(learner)
     learner.to(memory_format=torch.channels_last)  # a fifth faster on CPU too
     if settings.compile:
         for part in learner.modules():
