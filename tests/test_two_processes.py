@@ -38,9 +38,13 @@ def weights_like(pairs: Tensor, step: int) -> Tensor:
 
 def trained(method: Method) -> Found:
     """Train for two steps with weights; losses and gradients of each step, and the state at the end."""
-    learner = synchronised(learner_of(method, kind=torch.float64))
+    learner: nn.Module = learner_of(method, kind=torch.float64)
+    module = learner
+    if world_size() > 1:
+        learner = synchronised(learner)
+        module = DistributedDataParallel(learner, gradient_as_bucket_view=True)
+        module.broadcast_buffers = False
     optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.05)
-    module: nn.Module = DistributedDataParallel(learner) if world_size() > 1 else learner
     found: Found = {}
     for step in range(STEPS):
         views = [view[mine()] for view in views_for(learner, BATCH, seed=step, kind=torch.float64)]  # type: ignore[arg-type]
@@ -74,7 +78,8 @@ def normed(name: str) -> Found:
     norm, shape, kind = NORMS[name]
     layer = nn.Sequential(copy.deepcopy(norm)).to(torch.float32 if kind == torch.bfloat16 else kind)
     layer.load_state_dict({key: torch.full_like(value, 1) for key, value in layer.state_dict().items()})
-    layer = synchronised(layer)  # type: ignore[assignment]
+    if world_size() > 1:
+        layer = synchronised(layer)  # type: ignore[assignment]
     found: Found = {}
     for step in range(2):
         chance = torch.Generator().manual_seed(step)
@@ -85,8 +90,8 @@ def normed(name: str) -> Found:
         assert y.ndim < 4 or y.is_contiguous(memory_format=torch.channels_last)
         y.double().sin().sum().backward()
         found |= {f"y {step}": gathered(y), f"x {step}": gathered(x.grad)}  # type: ignore[arg-type]
-    for name, p in layer.named_parameters():
-        found[name] = gathered(p.grad[None]).sum(dim=0)  # type: ignore[index]
+    for weight, p in layer.named_parameters():
+        found[weight] = gathered(p.grad[None]).sum(dim=0)  # type: ignore[index]
     return found | {"state": layer.state_dict()}
 
 
