@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from random import Random
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import to_pil_image
 
 from classifier import Classifier, Labelled
-from genview.pairs.augment import ViewRecipe
+from genview.pairs import ViewRecipe, pixels
 
 HAND_MADE = ViewRecipe(blur=0.0)
 """The augmentation of MoCo v2, without its blur, as is usual at 32 pixels."""
@@ -110,18 +110,20 @@ def nearest(sources: Tensor, bank: Tensor) -> Tensor:
     return bank[torch.cat([torch.cdist(s.flatten(1) / 255, flat).argmin(dim=1) for s in sources.split(100)])]
 
 
-def hand_made(sources: Tensor) -> Tensor:
+def hand_made(sources: Tensor, seed: int) -> Tensor:
     """One hand-made augmentation of each uint8 source."""
-    transform = HAND_MADE.transform(sources.shape[-1])
-    return torch.stack([transform(to_pil_image(image)) for image in sources])
+    chance, views = Random(seed), []
+    for image in sources.permute(0, 2, 3, 1).numpy():
+        look = HAND_MADE.draw(image.shape[1::-1], chance)
+        views.append(torch.from_numpy(pixels.applied(pixels.cut(image, look, image.shape[0])[0], look)))
+    return torch.stack(views)
 
 
 def references(judge: Judge, bank: Tensor) -> tuple[list[Row], dict[str, Tensor]]:
     """Measure what the views are to be compared with; return rows and images by name."""
     real = judge.sources.images
-    torch.manual_seed(0)
-    shown = {"source": real, "hand-made": hand_made(real), "nearest": nearest(real, bank)}
-    again = {"hand-made": hand_made(judge.few.images)}
+    shown = {"source": real, "hand-made": hand_made(real, 0), "nearest": nearest(real, bank)}
+    again = {"hand-made": hand_made(judge.few.images, 1)}
     return [
         judge.row(name, Views.all(images), Views.all(again[name]) if name in again else None)
         for name, images in shown.items()

@@ -98,7 +98,7 @@ def test_damaged_images_are_in_quarantine_with_a_reason_and_not_in_the_views(fin
     assert bad
     assert all(row["reason"] for row in rows)
     views = ViewTable(finished.views)
-    assert [views.find(key, 0) for key in bad] == [None] * len(bad)
+    assert [views.find(key, 0) for key in bad] == [[]] * len(bad)
     assert len(views) == views.made == views.planned > 0
 
 

@@ -57,13 +57,12 @@ def test_the_neighbour_is_the_nearest_of_all(tmp_path: Path, monkeypatch: pytest
     for i in range(19):
         view = found.find(own.key(i), 7)
         if i == 2:
-            assert view is None
+            assert view == []
             continue
         best = max(known, key=lambda n: float(known[n] @ embedding(own.image(i))))
-        assert view is not None
-        assert np.array_equal(np.asarray(view[0]), np.asarray(other.image(best)))
-        assert view[1] == NOT_GENERATED
-    assert found.find("absent", 0) is None
+        assert np.array_equal(view[0].image.pixels(), np.asarray(other.image(best)))
+        assert view[0].level == NOT_GENERATED
+    assert found.find("absent", 0) == []
 
 
 def test_what_is_there_is_not_done_again_and_belongs_to_its_settings(tmp_path: Path) -> None:

@@ -118,10 +118,9 @@ def test_views_made_elsewhere_are_taken_in_and_trained_on(photographs: Path, tmp
     assert (account.matched, account.stray, account.bare) == (29, 0, 1)
     pairs = stages._pairs(silent)
     assert pairs.find_view is not None
-    found = pairs.find_view("colour0/0003.png", 5)
-    assert found is not None
+    (found,) = pairs.find_view("colour0/0003.png", 5, 1)
     expected = Image.open(elsewhere / "colour0/0003.jpg")
-    assert np.array_equal(np.asarray(found[0]), np.asarray(expected))
+    assert np.array_equal(found.image.pixels(), np.asarray(expected))
     generator = {**content, "generator": {"kind": "embedded"}}
     other = Stages(parse(Experiment, generator, "test"), stages.run)
     with pytest.raises(UserError, match="views that were imported"):

@@ -1,6 +1,11 @@
-"""Pairs: which view is generated, what randomness depends on, and a blur that blurs."""
+"""Pairs: which views are generated, where each comes from, and what randomness depends on."""
 
 from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,15 +15,25 @@ from torch.utils.data import DataLoader
 
 from conftest import Painted
 from genview.errors import UserError
+from genview.images import ImageFile, InMemory
 from genview.images.order import positions
-from genview.pairs import NOT_GENERATED, Pairs, PairSettings, collate, recipe
-from genview.pairs.augment import blurred
+from genview.images.origin import FoundView
+from genview.pairs import NOT_GENERATED, Crops, FindView, Pairs, PairSettings, collate, recipe, recipes
 
 PLAIN = PairSettings(recipe="small", size=16)
 
 
-def black(key: str, number: int) -> tuple[Image.Image, int]:  # noqa: ARG001 - the form of FindView
-    return Image.new("RGB", (32, 32)), 200
+def painted(*greys: int, size: int = 32) -> FindView:
+    """Finds generated views of one grey each, at level 200, in a random order."""
+
+    def find(_key: str, number: int, count: int) -> Sequence[FoundView]:
+        order = np.random.default_rng(number).permutation(len(greys))[:count]
+        return [FoundView(int(n), 200, InMemory(np.full((size, size, 3), greys[n], np.uint8))) for n in order]
+
+    return find
+
+
+black = painted(0)
 
 
 def is_black(view: torch.Tensor) -> bool:
@@ -42,7 +57,7 @@ def test_views_is_the_probability_of_a_generated_view() -> None:
 
 
 def test_an_image_without_a_generated_view_gives_two_views_of_itself() -> None:
-    pairs = Pairs(Painted(4), PLAIN, seed=0, find_view=lambda key, number: None)  # noqa: ARG005
+    pairs = Pairs(Painted(4), PLAIN, seed=0, find_view=painted())
     item = pairs[0, 0]
     assert item.levels == (NOT_GENERATED, NOT_GENERATED)
     assert not is_black(item.views[0])
@@ -96,23 +111,22 @@ def test_processes_share_the_same_global_batches_and_resuming_continues_the_orde
     assert list(positions(10, 4, first=3, last=6, seed=1, rank=0, world=1)) == whole[3:]
 
 
-def test_the_blur_blurs() -> None:
-    """The authors' fork throws the blurred image away (reference/paper.md 5.1, item 9)."""
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    torch.manual_seed(0)
-    spread = [float(np.asarray(blurred(noise), dtype=float).std()) for _ in range(20)]
-    before = float(np.asarray(noise, dtype=float).std())
-    assert min(spread) < before / 4
-    assert max(spread) <= before
-
-
 def test_recipes_are_those_of_the_papers() -> None:
-    first, second = recipe("moco_v2")
-    assert first == second
-    assert (first.scale, first.jitter, first.jitter_share) == ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.8)
-    assert (first.grey, first.blur, first.flip, first.solarise) == (0.2, 0.5, 0.5, 0.0)
-    assert [(r.blur, r.solarise) for r in recipe("moco_v3")] == [(1.0, 0.0), (0.1, 0.2)]
-    assert all(r.flip == 0.0 for r in recipe("digits"))
+    (moco,) = recipe("moco_v2").full
+    assert recipe("moco_v2") == recipe("simsiam")
+    assert (moco.scale, moco.jitter, moco.jitter_share) == ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.8)
+    assert (moco.grey, moco.blur, moco.flip, moco.solarise) == (0.2, 0.5, 0.5, 0.0)
+    assert [(r.blur, r.solarise) for r in recipe("moco_v3").full] == [(1.0, 0.0), (0.1, 0.2)]
+    assert {r.scale for r in recipe("moco_v3").full} == {(0.2, 1.0)}
+    assert recipe("byol") == recipe("moco_v3_vit") == recipe("barlow_twins") == recipe("vicreg")
+    assert {(r.scale, r.jitter) for r in recipe("byol").full} == {((0.08, 1.0), (0.4, 0.4, 0.2, 0.1))}
+    (simclr,), swav, dino = recipe("simclr").full, recipe("swav"), recipe("dino")
+    assert (simclr.scale, simclr.jitter) == ((0.08, 1.0), (0.8, 0.8, 0.8, 0.2))
+    assert (swav.full[0].scale, swav.small.scale, swav.small.jitter) == ((0.14, 1.0), (0.05, 0.14), simclr.jitter)
+    assert ([r.scale for r in dino.full], dino.small.scale) == ([(0.4, 1.0)] * 2, (0.05, 0.4))
+    assert [(r.blur, r.solarise) for r in (*dino.full, dino.small)] == [(1.0, 0.0), (0.1, 0.2), (0.5, 0.0)]
+    assert recipe("stablerep").full[0].coarse == 0.05
+    assert all(r.flip == 0.0 for r in recipe("digits").full)
 
 
 def test_settings_replace_numbers_of_the_recipe() -> None:
@@ -128,3 +142,153 @@ def test_settings_replace_numbers_of_the_recipe() -> None:
     pairs = Pairs(Half(40), settings, seed=0)
     views = [pairs[0, i].views[0].float() for i in range(40)]
     assert all(view[..., :4].mean() > view[..., -4:].mean() for view in views)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes without colours, so that a view shows which image it is from."""
+    found = recipes._alike(replace(recipe("moco_v2").full[0], jitter_share=0.0, grey=0.0, blur=0.0))
+    monkeypatch.setattr("genview.pairs.dataset.recipe", lambda _name: found)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("greys", [(10,), (10, 20), (10, 20, 30, 40)])
+def test_of_several_views_one_is_the_originals_and_the_others_are_of_different_draws(greys: tuple[int, ...]) -> None:
+    pairs = Pairs(Painted(60), replace(PLAIN, positives=4), seed=0, find_view=painted(*greys))
+    places = Counter[int]()
+    for i in range(60):
+        item = pairs[0, i]
+        assert (len(item.views), item.draws.count(NOT_GENERATED)) == (4, 1)
+        draws = Counter(draw for draw in item.draws if draw != NOT_GENERATED)
+        assert len(draws) == min(3, len(greys))
+        assert max(draws.values()) - min(draws.values()) <= 1
+        for view, draw, level in zip(item.views, item.draws, item.levels, strict=True):
+            assert (draw == NOT_GENERATED) == (level == NOT_GENERATED)
+            if draw != NOT_GENERATED:
+                assert view.unique().tolist() == [greys[draw]]
+        places[item.draws.index(NOT_GENERATED)] += 1
+    assert min(places.values()) >= 4, "60 images over 4 places, 15 each on average"
+
+
+@pytest.mark.usefixtures("plain")
+def test_small_crops_are_of_the_original_or_of_its_generated_views() -> None:
+    settings = replace(PLAIN, crops=Crops(count=3, size=8))
+    pairs = Pairs(Painted(60), settings, seed=0, find_view=painted(7, 7))
+    drawn = Counter[bool]()
+    for i in range(60):
+        item = pairs[0, i]
+        assert [view.shape[-1] for view in item.views] == [16, 16, 8, 8, 8]
+        for view, draw, box in zip(item.views[2:], item.draws[2:], item.boxes[2:], strict=True):
+            assert (view.unique().tolist() == [7]) == (draw != NOT_GENERATED)
+            assert (box[2] - box[0]) * (box[3] - box[1]) <= 0.14 + 0.06, "whole pixels of a picture of 32"
+            drawn[draw == NOT_GENERATED] += 1
+    assert 60 <= drawn[True] <= 120, "a fair coin gives 90 ± 27 (four standard deviations)"
+    assert {view.unique().numel() > 1 for i in range(9) for view in Pairs(Painted(9), settings, 0)[0, i].views} == {
+        True
+    }
+
+
+@pytest.mark.usefixtures("plain")
+def test_cutting_the_box_out_of_the_image_gives_the_view() -> None:
+    source, settings = Painted(size=50), replace(PLAIN, crops=Crops(count=1, size=8))
+    batch = collate([Pairs(source, settings, seed=4)[1, i] for i in range(12)])
+    assert batch.origin.box.shape == (12, 3, 4)
+    for b, index in enumerate(batch.origin.image.tolist()):
+        for v, view in enumerate(batch.views):
+            left, top, right, bottom = (batch.origin.box[b, v] * 50).tolist()
+            cut = source.image(index).resize(
+                (view.shape[-1], view.shape[-1]), Image.Resampling.BICUBIC, (left, top, right, bottom)
+            )
+            if batch.origin.flipped[b, v]:
+                cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            difference = np.abs(np.asarray(cut).transpose(2, 0, 1) - view[b].numpy().astype(float))
+            assert difference.mean() < 1.0
+    assert 0.2 < batch.origin.flipped.float().mean() < 0.8
+
+
+class Photographs(Painted):
+    """JPEGs of 500×400 pixels, stored upright or turned by EXIF."""
+
+    def opened(self, i: int) -> ImageFile:
+        rows, columns = np.mgrid[:400, :500]
+        picture = Image.fromarray(np.stack((columns / 2, rows / 2, 40 + 0 * rows), axis=-1).astype(np.uint8))
+        exif = Image.Exif()
+        if i % 2:
+            exif[0x0112] = 8  # to be turned by a quarter to the left before it is shown
+            picture = picture.transpose(Image.Transpose.ROTATE_270)
+        picture.save(data := io.BytesIO(), "JPEG", quality=95, exif=exif)
+        return ImageFile(data.getvalue())
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_box_lies_in_the_upright_image_even_if_it_is_decoded_at_a_part_of_its_size() -> None:
+    """Red grows from left to right and green from top to bottom, so that their means tell where a view is from."""
+    pairs = Pairs(Photographs(), replace(PLAIN, size=32), seed=0)
+    for i in range(16):
+        item = pairs[0, i]
+        for view, (left, top, right, bottom) in zip(item.views, item.boxes, strict=True):
+            red, green, _ = view.float().mean(dim=(1, 2)).tolist()
+            assert abs(red - 125 * (left + right)) < 2
+            assert abs(green - 100 * (top + bottom)) < 2
+
+
+def test_a_damaged_view_is_done_without_and_named() -> None:
+    whole = io.BytesIO()
+    Painted(size=64).image(0).save(whole, "JPEG")
+
+    def find(_key: str, _number: int, _count: int) -> Sequence[FoundView]:
+        return [FoundView(0, 100, ImageFile(whole.getvalue()[:-300]))]
+
+    item = Pairs(Painted(), PLAIN, seed=0, find_view=find)[0, 1]
+    assert (item.image, item.draws) == (1, (NOT_GENERATED, NOT_GENERATED))
+    assert [key for key, _ in item.unreadable] == ["colour1/0001.png (generated view)"]
+    assert all(
+        torch.equal(a, b) for a, b in zip(item.views, Pairs(Painted(), PLAIN, seed=0)[0, 1].views, strict=True)
+    )
+
+
+def test_an_image_that_turns_out_damaged_when_it_is_decoded_is_replaced() -> None:
+    class Truncated(Photographs):
+        def opened(self, i: int) -> ImageFile:
+            found = super().opened(i)
+            return ImageFile(found._data[:-500]) if i == 2 else found
+
+    item = Pairs(Truncated(), PLAIN, seed=0)[0, 2]
+    assert item.image == 3
+    assert "truncated" in item.unreadable[0][1]
+
+
+def test_a_range_or_an_array_chooses_images() -> None:
+    chosen = Pairs(Painted(), PLAIN, seed=0, indices=np.array([5, 9, 20]))
+    assert len(chosen) == chosen.epoch == 3
+    assert [chosen[0, i].image for i in range(3)] == [5, 9, 20]
+    assert Pairs(Painted(), PLAIN, seed=0, indices=range(3, 8))[0, 1].image == 4
+    assert len(Pairs(Painted(), PLAIN, seed=0, indices=())) == 0
+
+
+def test_looks_left_to_the_device_are_the_same_looks() -> None:
+    """Views of a processor are rounded at every step, so that they differ by a few of 255 levels."""
+    settings = PairSettings(recipe="byol", size=32, crops=Crops(count=2, size=16))
+    here, there = (
+        collate([Pairs(Painted(size=40), settings, 0, looks_on_device=late)[0, i] for i in range(16)])
+        for late in (False, True)
+    )
+    assert (here.looks, len(there.looks)) == ((), 4)
+    for a, b in zip(here.shown(torch.device("cpu")), there.shown(torch.device("cpu")), strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        assert b.is_contiguous(memory_format=torch.channels_last)
+        assert float((a - b).abs().mean()) < 1.5 / 255
+    assert torch.equal(here.origin.box, there.origin.box)
+    assert torch.equal(here.origin.flipped, there.origin.flipped)
+    assert not torch.equal(here.views[0], there.views[0])
+
+
+def test_all_views_of_a_batch_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate([Pairs(Painted(), PLAIN, seed=0)[0, i] for i in range(2)])
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone().fill_(7))
+    assert [view.unique().tolist() for view in batch.pin_memory().views] == [[7], [7]]
+
+
+def test_fewer_than_two_views_are_refused() -> None:
+    with pytest.raises(UserError, match=r"pairs\.positives is 1"):
+        Pairs(Painted(), replace(PLAIN, positives=1), seed=0)

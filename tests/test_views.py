@@ -34,14 +34,14 @@ def test_a_key_finds_its_own_views_in_the_order_of_draws(tmp_path: Path) -> None
     views = make(tmp_path / "views", SETTINGS)
     rows = sidecars(views.folder)
     for i, name in enumerate(rows["key"]):
-        found = views.find(str(name), int(rows["draw"][i]))
+        (found,) = views.find(str(name), int(rows["draw"][i]))
         data = read_at(views.folder / rows["shard"][i], int(rows["offset"][i]), int(rows["length"][i]))
-        assert found is not None
-        assert np.array_equal(np.asarray(found[0]), np.asarray(decode(data)))
-        assert found[1] == rows["level"][i]
-    again = [np.asarray(views.find(key(1), n)[0]) for n in (0, 2)]  # type: ignore[index]
+        assert found.draw == rows["draw"][i]
+        assert np.array_equal(found.image.pixels(), np.asarray(decode(data)))
+        assert found.level == rows["level"][i]
+    again = [views.find(key(1), n)[0].image.pixels() for n in (0, 2)]
     assert np.array_equal(again[0], again[1])
-    assert views.find("absent", 0) is None
+    assert views.find("absent", 0) == []
 
 
 def test_missing_counts_different_keys_without_a_view(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_the_index_is_mapped_and_travels_as_its_folder(tmp_path: Path) -> None:
     data = pickle.dumps(views.find)
     assert len(data) < 500
     assert np.array_equal(
-        np.asarray(pickle.loads(data)(key(2), 1)[0]),
-        np.asarray(views.find(key(2), 1)[0]),  # type: ignore[index]
+        pickle.loads(data)(key(2), 1)[0].image.pixels(),
+        views.find(key(2), 1)[0].image.pixels(),
     )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import numpy as np
 from PIL import Image
 
 from genview.errors import UserError
 from genview.generators.merge import INDEX, SHARDS, SUMMARY, TAR, digests
-from genview.images.decode import decode
+from genview.images.decode import ImageFile
+from genview.images.origin import FoundView
 from genview.store import read_at, read_mapped
 
 
@@ -54,17 +56,25 @@ class ViewTable:
         start, stop = (np.searchsorted(self._low[first:last], low, side) for side in ("left", "right"))
         return range(int(first + start), int(first + stop))
 
-    def find(self, key: str, number: int) -> tuple[Image.Image, int] | None:
-        """Return the view of `key` that `number` picks among its draws, and its level; None where there is none."""
-        rows = self.rows(key)
-        return self.view(rows[number % len(rows)]) if rows else None
-
-    def view(self, row: int) -> tuple[Image.Image, int]:
-        """Return the view of a row, RGB, and its level.
+    def find(self, key: str, number: int, count: int = 1) -> list[FoundView]:
+        """Return `count` different views of `key`, or all where there are fewer, as a random `number` picks them.
 
         Raises:
-            UserError: its shard is gone or cut short.
+            UserError: a shard is gone or cut short.
+            UnreadableImage: a view is damaged.
         """
+        rows = self.rows(key)
+        if not rows:
+            return []
+        first = rows[number % len(rows)]
+        others = Random(number).sample([row for row in rows if row != first], min(count, len(rows)) - 1)
+        return [FoundView(int(self.draws[row]), int(self.levels[row]), self._opened(row)) for row in (first, *others)]
+
+    def view(self, row: int) -> tuple[Image.Image, int]:
+        """Return the view of a row, RGB, and its level; raises what `find` does."""
+        return self._opened(row).image(), int(self.levels[row])
+
+    def _opened(self, row: int) -> ImageFile:
         shard, length = self.folder / self._shards[self._shard[row]], int(self._length[row])
         try:
             data = read_at(shard, int(self._offset[row]), length)
@@ -72,7 +82,7 @@ class ViewTable:
             data = b""
         if len(data) < length:
             raise UserError(f"{shard} is gone or cut short: run `genview generate`, which makes it anew.")
-        return decode(data), int(self.levels[row])
+        return ImageFile(data)
 
     def missing(self, keys: Sequence[str]) -> int:
         """Count the different keys that have no view."""

@@ -9,10 +9,11 @@ from typing import Literal
 from genview.images.archives import ArchiveImages, Archives
 from genview.images.batches import Batch, batches, square
 from genview.images.combine import Subset, Together, limited
-from genview.images.decode import decode, rgb
+from genview.images.decode import ImageFile, decode, rgb
 from genview.images.digits import DigitImages, Digits
 from genview.images.folder import Folder, FolderImages
 from genview.images.listing import Listing, ListingImages
+from genview.images.opened import InMemory, Opened, opened
 from genview.images.source import ImageFiles, ImageSource, Tell, UnreadableImage, silent
 from genview.images.torchvision_sets import TorchvisionImages, TorchvisionSet
 
@@ -45,11 +46,14 @@ __all__ = [
     "Digits",
     "Folder",
     "FolderImages",
+    "ImageFile",
     "ImageFiles",
     "ImageSettings",
     "ImageSource",
+    "InMemory",
     "Listing",
     "ListingImages",
+    "Opened",
     "Subset",
     "Together",
     "TogetherImages",
@@ -59,6 +63,7 @@ __all__ = [
     "batches",
     "decode",
     "limited",
+    "opened",
     "rgb",
     "square",
 ]

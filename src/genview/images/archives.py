@@ -16,7 +16,7 @@ from PIL import Image
 
 from genview.errors import UserError, nearest
 from genview.images.combine import limited
-from genview.images.decode import decode
+from genview.images.decode import ImageFile
 from genview.images.folder import EXTENSIONS, existing
 from genview.images.source import ImageSource, Tell, UnreadableImage, checked, silent
 from genview.store import read_at
@@ -89,7 +89,11 @@ class Archives:
 
     def image(self, i: int) -> Image.Image:
         """Read and decode."""
-        return decode(self.data(i))
+        return self.opened(i).image()
+
+    def opened(self, i: int) -> ImageFile:
+        """Read, not yet decode."""
+        return ImageFile(self.data(i))
 
     def data(self, i: int) -> bytes:
         """Read."""

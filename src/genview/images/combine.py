@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from genview.errors import UserError
+from genview.images.opened import Opened, opened
 from genview.images.source import ImageSource
 from genview.seeds import seed_of
 
@@ -42,6 +43,11 @@ class Together:
         n, own = self._place(i)
         return self._parts[n].image(own)
 
+    def opened(self, i: int) -> Opened:
+        """From the part."""
+        n, own = self._place(i)
+        return opened(self._parts[n], own)
+
     def label(self, i: int) -> int | None:  # noqa: ARG002 - classes of different sets do not compare
         """None."""
         return None
@@ -68,6 +74,10 @@ class Subset:
     def image(self, i: int) -> Image.Image:
         """As in the source."""
         return self.source.image(int(self.indices[i]))
+
+    def opened(self, i: int) -> Opened:
+        """As in the source."""
+        return opened(self.source, int(self.indices[i]))
 
     def label(self, i: int) -> int | None:
         """As in the source."""

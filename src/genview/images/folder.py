@@ -14,7 +14,7 @@ from PIL import Image
 
 from genview.errors import UserError, nearest
 from genview.images.combine import limited
-from genview.images.decode import decode
+from genview.images.decode import ImageFile
 from genview.images.index import Index, Listed
 from genview.images.source import ImageSource, Tell, UnreadableImage, checked, silent
 
@@ -68,7 +68,11 @@ class Folder:
 
     def image(self, i: int) -> Image.Image:
         """Read and decode."""
-        return decode(self.data(i))
+        return self.opened(i).image()
+
+    def opened(self, i: int) -> ImageFile:
+        """Read, not yet decode."""
+        return ImageFile(self.data(i))
 
     def data(self, i: int) -> bytes:
         """Read."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from genview.errors import UserError
 from genview.images.combine import limited
-from genview.images.decode import decode
+from genview.images.decode import ImageFile
 from genview.images.folder import existing
 from genview.images.source import ImageSource, Tell, UnreadableImage, checked, silent
 
@@ -57,8 +57,12 @@ class Listing:
 
     def image(self, i: int) -> Image.Image:
         """Read and decode."""
+        return self.opened(i).image()
+
+    def opened(self, i: int) -> ImageFile:
+        """Read, not yet decode."""
         try:
-            return decode((self.root / self._keys[i]).read_bytes())
+            return ImageFile((self.root / self._keys[i]).read_bytes())
         except OSError as error:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from genview.images.opened import Opened
+
 
 class Origin(NamedTuple):
     """Where the V views of each of B images come from.
@@ -20,3 +22,11 @@ class Origin(NamedTuple):
     draw: Tensor
     box: Tensor
     flipped: Tensor
+
+
+class FoundView(NamedTuple):
+    """A view that was made of an image: its number among them, its noise level, and the view, not yet decoded."""
+
+    draw: int
+    level: int
+    image: Opened

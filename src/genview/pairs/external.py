@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from genview.encoders.frozen import FrozenEncoder
 from genview.errors import UserError
-from genview.images import FolderImages, ImageSource, UnreadableImage, batches
+from genview.images import FolderImages, ImageSource, Opened, batches, opened
 from genview.images.batches import Unreadable
+from genview.images.origin import FoundView
 from genview.images.source import Tell, silent
 from genview.pairs.dataset import NOT_GENERATED
 from genview.store import claim, read_table, write_table
@@ -73,6 +74,11 @@ class Joined:
         beyond = i - len(self.own)
         return self.own.image(i) if beyond < 0 else self.external.image(beyond)
 
+    def opened(self, i: int) -> Opened:
+        """From whichever it belongs to."""
+        beyond = i - len(self.own)
+        return opened(self.own, i) if beyond < 0 else opened(self.external, beyond)
+
     def label(self, i: int) -> int | None:  # noqa: ARG002 - external images have none
         """None."""
         return None
@@ -84,13 +90,10 @@ class Neighbours:
     def __init__(self, external: ImageSource, nearest: Mapping[str, int]) -> None:
         self.external, self._nearest = external, nearest
 
-    def find(self, key: str, number: int) -> tuple[Image.Image, int] | None:  # noqa: ARG002 - there is but one
-        """Return the nearest image, which no generator made; None for an image that could not be read."""
+    def find(self, key: str, number: int, count: int = 1) -> list[FoundView]:  # noqa: ARG002 - there is but one
+        """Return the nearest image, which no generator made; nothing for an image that could not be read."""
         place = self._nearest.get(key)
-        try:
-            return None if place is None else (self.external.image(place), NOT_GENERATED)
-        except UnreadableImage:  # it could be read when it was embedded
-            return None
+        return [] if place is None else [FoundView(0, NOT_GENERATED, opened(self.external, place))]
 
 
 @dataclass(frozen=True)
