@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
 
+from conftest import Painted
 from genview.errors import UserError
 from genview.experiment import Experiment, FitExperiment, Stages, load, parse, to_yaml
 from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettings
 from genview.methods import SimSiam
 from genview.noise import Adaptive, Constant
+from genview.pairs import Pairs
+from genview.quality import TowerQuality
+from genview.store import RunFolder
+from genview.training import pretrain
+from test_quality import HalvesAsTokens
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -29,7 +39,7 @@ def test_every_shipped_experiment_loads_and_says_how_it_was_run(file: Path) -> N
     load(FitExperiment if file.stem.startswith("fit-") else Experiment, file)
     first = file.read_text().splitlines()[0]
     verb = "fit-generator" if file.stem.startswith("fit-") else "run"
-    assert first.startswith(f"# genview {verb} experiments/{file.name} ")
+    assert re.match(f"# (torchrun --nproc-per-node 8 -m )?genview {verb} experiments/{file.name} ", first)
     assert "--out" in first
 
 
@@ -140,3 +150,30 @@ def test_a_folder_is_taken_only_once_there_is_work_in_it(work: str, tmp_path: Pa
     with pytest.raises(UserError, match="seed: there 2, now 3"):
         Stages.open(made(seed=3), tmp_path)
     Stages.open(made(seed=2, training={"workers": 7}), tmp_path)
+
+
+@pytest.mark.parametrize("file", [file for file in SHIPPED if not file.name.startswith("fit-")], ids=lambda f: f.stem)
+def test_every_shipped_experiment_takes_two_steps(file: Path, tmp_path: Path) -> None:
+    """With its own method, backbone, recipe, optimizer and weights; smaller images and batches, and random ones."""
+    given = load(Experiment, file)
+    side = 32
+    crops = replace(given.pairs.crops, size=16) if given.pairs.crops else None
+    pairs = Pairs(Painted(8), replace(given.pairs, size=side, crops=crops), given.seed)
+    backbone = given.training.backbone
+    if "vit" in backbone.name:
+        backbone = replace(backbone, args={**backbone.args, "img_size": side})
+    short = {
+        "length": "2 steps",
+        "warmup": "0 steps",
+        "batch": 4,
+        "workers": 0,
+        "device": "cpu",
+        "precision": "float32",
+    }
+    training = replace(given.training, backbone=backbone, measure_every="1 steps", **short)  # type: ignore[arg-type]
+    weigh = None if given.quality is None else TowerQuality(HalvesAsTokens(), torch.ones(3), given.quality.gamma)
+    run = RunFolder(tmp_path)
+    pretrain(given.method, pairs, training, run, weigh=weigh, probe=None, tell=lambda *_: None)
+    losses = [m.value for m in run.measures() if m.name == "train/loss"]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))

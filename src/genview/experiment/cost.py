@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from genview.encoders.backbone import Backbone
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
 from genview.generators import Img2ImgSettings
@@ -16,7 +15,9 @@ from genview.generators.trial import batch_for, trial
 from genview.images import batches
 from genview.report.words import span
 from genview.training.duration import steps_of
-from genview.training.pretrain import make_fabric
+from genview.training.loop import combined
+from genview.training.pretrain import built, make_fabric
+from genview.training.settings import share_of
 
 
 def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
@@ -56,13 +57,15 @@ def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]
 
 
 def _training(experiment: Experiment, images: int) -> str:
-    settings = experiment.training
+    settings, pairs = experiment.training, experiment.pairs
     fabric = make_fabric(settings)
-    learner = experiment.method.build(Backbone(settings.backbone)).to(fabric.device)
+    learner = built(experiment.method, settings, pairs, fabric, weighted=experiment.quality is not None)
     module = fabric.setup_module(learner)
-    size = experiment.pairs.size
-    views = torch.rand(min(settings.batch, images), 3, size, size, device=fabric.device)
-    seconds = _seconds(lambda: fabric.backward(module(views, views).mean()))
+    batch = min(share_of(settings, fabric.world_size), images)
+    sides = [pairs.size] * pairs.positives + ([pairs.crops.size] * pairs.crops.count if pairs.crops else [])
+    views = [torch.rand(batch, 3, side, side, device=fabric.device) for side in sides]
+    parts = settings.accumulate
+    seconds = parts * _seconds(lambda: fabric.backward(combined(module(*views), None)[0]))
     steps = steps_of(settings.length, images=images, batch=settings.batch)
     return f"pretrain: {span(seconds * steps)} for {steps:,} steps of {settings.batch}, without weighing and loading"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -155,13 +156,13 @@ class Stages:
         stages = Stages.open(experiment, self.run.baseline.root)
         return replace(stages, label=" (baseline)", analysis=self.run.analysis, index=self.index, tell=self.tell)
 
-    def _usable(self) -> list[int]:
-        """Images that the analysis could read; all of them where there is none."""
+    def _usable(self) -> Sequence[int] | np.ndarray:
+        """Images that the analysis could read; all of them where there is none. Never a list of Python's numbers."""
         source, folder = self.sources[0], self.analysis or self.run.analysis
         if not any(folder.glob("part-*.parquet")):
-            return list(range(len(source)))
+            return range(len(source))
         known = set(Analysis(folder).rows(["key"])["key"])
-        return [i for i in range(len(source)) if source.key(i) in known]
+        return np.fromiter((i for i in range(len(source)) if source.key(i) in known), np.int64)
 
     def _pairs(self, tell: Tell) -> Pairs:
         """The pairs to train on; external images make them more, or others, and a training no longer."""
@@ -181,7 +182,7 @@ class Stages:
         found = neighbours(source, external, eyes, self.run.external, identity)
         return Pairs(source, experiment.pairs, experiment.seed, found.find, usable)
 
-    def _find_view(self, usable: list[int]) -> FindView | None:
+    def _find_view(self, usable: Sequence[int] | np.ndarray) -> FindView | None:
         if self.experiment.generator is None and not imported(self.run.views):
             return None
         views, source = ViewTable(self.run.views), self.sources[0]

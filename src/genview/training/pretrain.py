@@ -10,7 +10,7 @@ from genview.distributed import rank, world_size
 from genview.encoders.backbone import Backbone, export
 from genview.errors import UserError
 from genview.methods import Learner, Method
-from genview.pairs import Pairs
+from genview.pairs import Pairs, PairSettings
 from genview.seeds import seed_of
 from genview.store import RunFolder, sweep
 from genview.training.batchnorm import synchronised
@@ -45,9 +45,11 @@ def pretrain(
     plan = plan_of(settings, pairs.epoch)
     share_of(settings, world_size())
     torch.manual_seed(seed_of(pairs.seed, "", 0, "weights"))
-    learner = built(method, settings, fabric, weighted=weigh is not None)
+    learner = built(method, settings, pairs.settings, fabric, weighted=weigh is not None)
     optimizer = settings.optimizer.build(learner)
     state = TrainState(learner, optimizer, fabric.strategy.precision)
+    on_gpu = settings.augment == "auto" and fabric.device.type == "cuda"
+    pairs.looks_on_device = on_gpu or settings.augment == "device"
     last = run.checkpoints / "last.pt"
     if rank() == 0:
         sweep(run.checkpoints)
@@ -64,13 +66,14 @@ def pretrain(
     return learner.backbone
 
 
-def built(method: Method, settings: TrainSettings, fabric: Fabric, *, weighted: bool) -> Learner:
+def built(method: Method, settings: TrainSettings, views: PairSettings, fabric: Fabric, *, weighted: bool) -> Learner:
     """Build the learner as the settings want it, on its device.
 
     Raises:
         UserError: method and settings do not go together.
     """
     learner = method.build(Backbone(settings.backbone))
+    check_views(learner, views, method.kind)
     check(learner, settings, weighted=weighted, kind=method.kind)
     learner.to(fabric.device)
     if settings.batchnorm == "global" and world_size() > 1:
@@ -81,6 +84,21 @@ def built(method: Method, settings: TrainSettings, fabric: Fabric, *, weighted: 
             if isinstance(part, Backbone):
                 part.net.compile(dynamic=False)
     return learner
+
+
+def check_views(learner: Learner, views: PairSettings, kind: str) -> None:
+    """See that a learner takes the views that pairs are to have.
+
+    Raises:
+        UserError: it takes fewer, or none of another size.
+    """
+    if views.positives > 2 and learner.takes != "many":
+        raise UserError(
+            f"{kind} takes two full-size views of an image, and pairs.positives is {views.positives}. Set it to 2, "
+            "or take method multi_positive."
+        )
+    if views.crops is not None and learner.takes != "crops":
+        raise UserError(f"{kind} takes no small crops. Set pairs.crops=null, or take method swav or dino.")
 
 
 def check(learner: Learner, settings: TrainSettings, *, weighted: bool, kind: str) -> None:
