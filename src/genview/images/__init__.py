@@ -12,6 +12,7 @@ from genview.images.combine import Subset, Together, limited
 from genview.images.decode import ImageFile, decode, rgb
 from genview.images.digits import DigitImages, Digits
 from genview.images.folder import Folder, FolderImages
+from genview.images.held import held
 from genview.images.listing import Listing, ListingImages
 from genview.images.opened import InMemory, Opened, opened
 from genview.images.source import ImageFiles, ImageSource, Tell, UnreadableImage, silent
@@ -62,6 +63,7 @@ __all__ = [
     "UnreadableImage",
     "batches",
     "decode",
+    "held",
     "limited",
     "opened",
     "rgb",
