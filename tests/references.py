@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,19 @@ def pair_quality(
         background.append(_cosine(back_a, back_b))
     grown = [math.exp(gamma * (f - b)) for f, b in zip(foreground, background, strict=True)]
     return foreground, background, [len(grown) * g / sum(grown) for g in grown]
+
+
+def pair_weights(
+    quality: Sequence[float], gamma: float, keep: float, clip: tuple[float, float] | None
+) -> list[float]:
+    """Weights, one after another: the best share is kept, then exponentials, bounds, and a mean of one."""
+    best = sorted(quality, reverse=True)[: max(1, round(keep * len(quality)))]
+    grown = [math.exp(gamma * q) if q >= best[-1] else 0.0 for q in quality]
+    if clip is not None:
+        kept = [g for g in grown if g > 0]
+        mean = sum(kept) / len(kept)
+        grown = [min(max(g / mean, clip[0]), clip[1]) if g > 0 else 0.0 for g in grown]
+    return [len(grown) * g / sum(grown) for g in grown]
 
 
 def _pooled(tokens: np.ndarray, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from genview.images import ImageSettings, ImageSource, Subset
 from genview.images.source import silent
 from genview.pairs import FindView, Pairs
 from genview.pairs.external import Eyes, Joined, neighbours
-from genview.quality import TowerQuality
+from genview.quality import ExactWeigher, Weighting
 from genview.report import write_page
 from genview.store import RunFolder, claim, write_bytes
 from genview.store.parts import differences
@@ -208,7 +208,7 @@ class Stages:
         else:
             encoder, folder = load_frozen(settings.encoder).to(self.device), self.run.quality
         direction = self._direction(settings, encoder, folder, tell)
-        return TowerQuality(encoder, direction.vector.to(self.device), settings.gamma)
+        return ExactWeigher(encoder, direction.vector.to(self.device), Weighting(settings.gamma))
 
     def _direction(self, settings: QualitySettings, encoder: FrozenEncoder, folder: Path, tell: Tell) -> Direction:
         """The given direction, or the one that was or is now fitted for this encoder."""
