@@ -56,8 +56,8 @@ CASES = (
 
 def lightlys(case: Case, normalised: bool) -> Callable[[object], object]:
     """Return lightly's transform for a case."""
-    from lightly import transforms  # type: ignore[import-untyped]
-    from lightly.transforms.byol_transform import (  # type: ignore[import-untyped]
+    from lightly import transforms
+    from lightly.transforms.byol_transform import (
         BYOLView1Transform,
         BYOLView2Transform,
     )

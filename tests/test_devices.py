@@ -20,7 +20,7 @@ from genview.encoders import Backbone, BackboneSettings
 from genview.errors import UserError
 from genview.methods import BarlowTwins, Learner, Losses, Method, MoCoV2, SimCLR, VICReg
 from genview.pairs import Pairs, PairSettings
-from genview.quality import TowerQuality
+from genview.quality import ExactWeigher, Weighting
 from genview.store import RunFolder
 from genview.training import TrainSettings, pretrain
 from genview.training.loop import combined
@@ -36,7 +36,7 @@ SETTINGS = TrainSettings(
     TINY, length="6 steps", batch=8, optimizer=Sgd(rate=0.02), workers=0, measure_every="1 steps", device="cpu"
 )
 QUEUE = MoCoV2(queue=32, embedding=8)
-COLOURS = TowerQuality(HalvesAsTokens(), torch.tensor([0.6, 0.8, 0.0]), 5.0)
+COLOURS = ExactWeigher(HalvesAsTokens(), torch.tensor([0.6, 0.8, 0.0]), Weighting(5.0))
 
 
 def train(folder: Path, method: Method, settings: TrainSettings = SETTINGS, *, weigh: bool = True) -> RunFolder:

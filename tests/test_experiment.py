@@ -20,7 +20,7 @@ from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettin
 from genview.methods import SimSiam
 from genview.noise import Adaptive, Constant
 from genview.pairs import Pairs
-from genview.quality import TowerQuality
+from genview.quality import ExactWeigher
 from genview.store import RunFolder
 from genview.training import pretrain
 from test_quality import HalvesAsTokens
@@ -171,7 +171,7 @@ def test_every_shipped_experiment_takes_two_steps(file: Path, tmp_path: Path) ->
         "precision": "float32",
     }
     training = replace(given.training, backbone=backbone, measure_every="1 steps", **short)  # type: ignore[arg-type]
-    weigh = None if given.quality is None else TowerQuality(HalvesAsTokens(), torch.ones(3), given.quality.gamma)
+    weigh = None if given.quality is None else ExactWeigher(HalvesAsTokens(), torch.ones(3), given.quality)
     run = RunFolder(tmp_path)
     pretrain(given.method, pairs, training, run, weigh=weigh, probe=None, tell=lambda *_: None)
     losses = [m.value for m in run.measures() if m.name == "train/loss"]

@@ -5,13 +5,12 @@ from genview.experiment.fit import FitExperiment, fit_generator
 from genview.experiment.load import load, parse, to_yaml
 from genview.experiment.making import analyse_images, generate_views, take_views
 from genview.experiment.run import run_all
-from genview.experiment.schema import Experiment, QualitySettings
+from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
 
 __all__ = [
     "Experiment",
     "FitExperiment",
-    "QualitySettings",
     "Stages",
     "analyse_images",
     "cost",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field
@@ -17,6 +16,7 @@ from genview.images import ImageSettings
 from genview.methods import Method, MoCoV2
 from genview.noise import Adaptive, NoisePolicy
 from genview.pairs import ExternalViews, PairSettings
+from genview.quality import QualitySettings, with_kind
 from genview.training import TrainSettings
 
 INDIFFERENT = {
@@ -41,19 +41,6 @@ def with_preset(content: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class QualitySettings:
-    """The frozen encoder that weighs pairs, its direction, and γ.
-
-    `encoder` is 'generator' (the generator's own), a timm name such as convnext_base.clip_laion2b_augreg, or a
-    folder. `direction` is an .npy file (the authors' or one's own); without it, it is fitted.
-    """
-
-    encoder: str = "generator"
-    gamma: float = 1.0
-    direction: Path | None = None
-
-
-@dataclass(frozen=True)
 class Experiment:
     """Everything a run depends on.
 
@@ -74,7 +61,9 @@ class Experiment:
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     views: ExternalViews | None = None
     pairs: PairSettings = field(default_factory=PairSettings)
-    quality: QualitySettings | None = None
+    quality: Annotated[Annotated[QualitySettings, Field(discriminator="kind")] | None, BeforeValidator(with_kind)] = (
+        None
+    )
     method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=MoCoV2)
     training: TrainSettings = field(default_factory=TrainSettings)
     evaluation: tuple[Annotated[Evaluation, Field(discriminator="kind")], ...] = (Knn(), Linear())

@@ -18,20 +18,20 @@ from genview.encoders.backbone import load as load_backbone
 from genview.errors import UserError
 from genview.evaluation import Linear, Reading, evaluate, extract, knn_accuracy, split
 from genview.experiment.load import dump, read_yaml, to_yaml
-from genview.experiment.schema import Experiment, QualitySettings, essential
-from genview.foreground import Analysis, Direction, Looking, fit_direction
+from genview.experiment.schema import Experiment, essential
+from genview.experiment.weighing import weigher
+from genview.foreground import Analysis, Looking
 from genview.generators import Generator, ViewTable
 from genview.generators.imported import imported
 from genview.images import ImageSettings, ImageSource, Subset
 from genview.images.source import silent
 from genview.pairs import FindView, Pairs
 from genview.pairs.external import Eyes, Joined, neighbours
-from genview.quality import ExactWeigher, Weighting
 from genview.report import write_page
 from genview.store import RunFolder, claim, write_bytes
 from genview.store.parts import differences
 from genview.training import pretrain
-from genview.training.pretrain import Probe, Tell, Weigh, make_fabric
+from genview.training.pretrain import Probe, Tell, make_fabric
 
 ONLINE_IMAGES = 2000
 ONLINE_K = 20
@@ -113,7 +113,7 @@ class Stages:
         """Train the backbone, and the baseline if the experiment wants one."""
         if not self.run.backbone.exists():
             with make_fabric(self.experiment.training).rank_zero_first():  # what it writes, the others find
-                pairs, weigh = self._pairs(tell), self._weigh(tell)
+                pairs, weigh = self._pairs(tell), weigher(self, tell)
             pretrain(
                 self.experiment.method,
                 pairs,
@@ -182,10 +182,16 @@ class Stages:
         found = neighbours(source, external, eyes, self.run.external, identity)
         return Pairs(source, experiment.pairs, experiment.seed, found.find, usable)
 
+    @cached_property
+    def view_table(self) -> ViewTable | None:
+        """The generated or imported views of the run."""
+        made = self.experiment.generator is not None or imported(self.run.views)
+        return ViewTable(self.run.views) if made else None
+
     def _find_view(self, usable: Sequence[int] | np.ndarray) -> FindView | None:
-        if self.experiment.generator is None and not imported(self.run.views):
+        views, source = self.view_table, self.sources[0]
+        if views is None:
             return None
-        views, source = ViewTable(self.run.views), self.sources[0]
         missing = views.missing([source.key(i) for i in usable])
         if missing > self.experiment.pairs.missing * len(usable):
             raise UserError(
@@ -198,27 +204,6 @@ class Stages:
         """The images to train on as a frozen encoder sees them."""
         settings = self.experiment.foreground
         return Looking(self.sources[0], encoder, settings, self.device, tell, self.run.quarantine)
-
-    def _weigh(self, tell: Tell) -> Weigh | None:
-        settings = self.experiment.quality
-        if settings is None:
-            return None
-        if settings.encoder == "generator":
-            encoder, folder = self.generator.encoder, self.run.analysis
-        else:
-            encoder, folder = load_frozen(settings.encoder).to(self.device), self.run.quality
-        direction = self._direction(settings, encoder, folder, tell)
-        return ExactWeigher(encoder, direction.vector.to(self.device), Weighting(settings.gamma))
-
-    def _direction(self, settings: QualitySettings, encoder: FrozenEncoder, folder: Path, tell: Tell) -> Direction:
-        """The given direction, or the one that was or is now fitted for this encoder."""
-        if settings.direction is not None:
-            return Direction.from_npy(settings.direction)
-        if not (folder / "summary.json").exists():
-            looking = self.looking(encoder, tell)
-            plain = replace(looking, settings=replace(looking.settings, direction=None, sign="auto"))
-            fit_direction(plain, folder, seed=self.experiment.seed)
-        return Analysis(folder).direction()
 
     def _probe(self) -> Probe | None:
         train, test = self.sources

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,10 +20,10 @@ HIGHEST_GAMMA = 40.0
 class Weighting:
     """w = N exp(γ q) / Σ exp(γ q): mean one over the N pairs of the global batch (GenView, section 3.3).
 
-    `gamma` goes linearly to `gamma_end` over the training where that is given. Before the share `start` of the
-    training every weight is one. `clip` (lowest, highest) bounds the weights, which then get mean one again. Only
-    the share `keep` of the pairs, those of highest quality, has a weight at all. `per_process` takes N, sums and
-    shares within each process, as the authors' code does.
+    `gamma` goes linearly to `gamma_end` over the training where that is given. Before `start` every weight is one: a
+    share of the training, or a duration such as '16 epochs', which `begun` makes a share. `clip` (lowest, highest)
+    bounds the weights, which then get mean one again. Only the share `keep` of the pairs, those of highest quality,
+    has a weight at all. `per_process` takes N, sums and shares within each process, as the authors' code does.
 
     Raises:
         UserError: a number is out of its range.
@@ -29,7 +31,7 @@ class Weighting:
 
     gamma: float = 1.0
     gamma_end: float | None = None
-    start: float = 0.0
+    start: float | str = 0.0
     clip: tuple[float, float] | None = None
     keep: float = 1.0
     per_process: bool = False
@@ -41,10 +43,14 @@ class Weighting:
             raise UserError(
                 f"quality.keep is the share of pairs that keep a weight, above 0 and up to 1: {self.keep}."
             )
-        if not 0 <= self.start <= 1:
+        if not isinstance(self.start, str) and not 0 <= self.start <= 1:
             raise UserError(f"quality.start is a share of the training, from 0 to 1, not {self.start}.")
         if self.clip is not None and not 0 <= self.clip[0] <= 1 <= self.clip[1]:
             raise UserError(f"quality.clip is (lowest, highest) with 0 ≤ lowest ≤ 1 ≤ highest, not {self.clip}.")
+
+    def begun(self, share: Callable[[str], float]) -> Self:
+        """Return it with a `start` that is a share; `share` makes one of a duration."""
+        return replace(self, start=min(1.0, share(self.start))) if isinstance(self.start, str) else self
 
     def gamma_at(self, progress: float) -> float:
         """γ when the share `progress` of the training is done."""
@@ -57,7 +63,7 @@ class Weighting:
         `clip` belong to weights whose mean over the kept pairs is one.
         """
         q = quality.float()
-        if progress < self.start:
+        if progress < float(self.start):
             return torch.ones_like(q)
         kept = self._kept(q)
         weight = torch.exp(self.gamma_at(progress) * q) * kept
