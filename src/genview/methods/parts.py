@@ -75,7 +75,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def in_float32(loss: Loss) -> Loss:
-    """Let a function of tensors compute without autocast and with half-precision tensors widened."""
+    """Let a function compute without autocast and with half-precision tensors widened; it is called by position."""
 
     @wraps(loss)
     def widened(*args: Any) -> Tensor:
