@@ -20,7 +20,7 @@ import platform
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,12 +82,14 @@ class Bench:
     backbone: BackboneSettings
     size: int
     batch: int
+    threads: int = field(default_factory=torch.get_num_threads)
     spent: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the seconds within to a part."""
+        """Add the seconds within to a part; data are made by one thread, as in a worker."""
         self._wait()
+        torch.set_num_threads(1 if part.endswith("data") else self.threads)
         start = time.perf_counter()
         yield
         self._wait()
@@ -161,7 +163,7 @@ def theirs(bench: Bench, method: Method) -> Callable[[], None]:
 
     def step() -> None:
         with bench.timed("lightly/data"):
-            made: Sequence[Sequence[Tensor]] = [transform(bench.source.image(i)) for i in next(order)]
+            made: list[Any] = [transform(bench.source.image(i)) for i in next(order)]
             batch = torch.utils.data.default_collate(made)
         shown = [views.to(bench.device) for views in batch]
         with bench.timed("lightly/forward"), bench.autocast():

@@ -26,6 +26,7 @@ from random import Random
 from statistics import median
 
 import torch
+from PIL import Image
 
 from genview.images import Archives, Subset
 from genview.pairs import Pairs, PairSettings, RecipeName, pixels, recipe
@@ -54,26 +55,22 @@ CASES = (
 )
 
 
-def lightlys(case: Case, normalised: bool) -> Callable[[object], object]:
+def lightlys(case: Case, normalised: bool) -> Callable[[Image.Image], object]:
     """Return lightly's transform for a case."""
-    from lightly import transforms
-    from lightly.transforms.byol_transform import (
-        BYOLView1Transform,
-        BYOLView2Transform,
-    )
+    from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+    from lightly.transforms.moco_transform import MoCoV2Transform
+    from lightly.transforms.simclr_transform import SimCLRTransform
+    from lightly.transforms.utils import IMAGENET_NORMALIZE
 
-    plain = {"input_size": case.size} | ({} if normalised else {"normalize": None})
+    statistics, size = IMAGENET_NORMALIZE if normalised else None, case.size
     match case.recipe:
-        case "moco_v2":
-            found = transforms.MoCoV2Transform(**plain)
         case "simclr":
-            found = transforms.SimCLRTransform(**plain)
+            return SimCLRTransform(size, normalize=statistics)
         case "byol":
-            found = transforms.BYOLTransform(BYOLView1Transform(**plain), BYOLView2Transform(**plain))
-        case _:
-            found = transforms.MoCoV2Transform(gaussian_blur=0.0, **plain)
-    transform: Callable[[object], object] = found
-    return transform
+            first = BYOLView1Transform(size, normalize=statistics)
+            return BYOLTransform(first, BYOLView2Transform(size, normalize=statistics))
+        case other:
+            return MoCoV2Transform(size, gaussian_blur=0.0 if other == "small" else 0.5, normalize=statistics)
 
 
 def seconds(work: Callable[[int], object], count: int) -> float:

@@ -24,6 +24,7 @@ from genview.foreground import Analysis, Looking
 from genview.generators import Generator, ViewTable
 from genview.generators.imported import imported
 from genview.images import ImageSettings, ImageSource, Subset
+from genview.images.held import held
 from genview.images.source import silent
 from genview.pairs import FindView, Pairs
 from genview.pairs.external import Eyes, Joined, neighbours
@@ -31,6 +32,7 @@ from genview.report import write_page
 from genview.store import RunFolder, claim, write_bytes
 from genview.store.parts import differences
 from genview.training import pretrain
+from genview.training.duration import bytes_of
 from genview.training.pretrain import Probe, Tell, make_fabric
 
 ONLINE_IMAGES = 2000
@@ -166,8 +168,10 @@ class Stages:
 
     def _pairs(self, tell: Tell) -> Pairs:
         """The pairs to train on; external images make them more, or others, and a training no longer."""
-        experiment, source, usable = self.experiment, self.sources[0], self._usable()
-        views = experiment.views
+        experiment, usable, views = self.experiment, self._usable(), self.experiment.views
+        training, source = experiment.training, self.sources[0]
+        if budget := bytes_of(training.hold):
+            source = held(source, budget, _named(tell, self.label), training.workers)
         if views is None:
             return Pairs(source, experiment.pairs, experiment.seed, self._find_view(usable), usable)
         external = views.build(self.index and self.index / "external", self.tell)

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import nn
 
 from genview.errors import UserError
 from genview.training.settings import TrainSettings
@@ -31,7 +32,9 @@ def make_fabric(settings: TrainSettings) -> Fabric:
     if kind == "cuda" and not cuda:
         raise UserError("training.device is cuda, and torch sees no GPU here. Set training.device=auto or cpu.")
     local, nodes = _processes(settings, cuda)
-    more: dict[str, Any] = {"strategy": _together()} if local * nodes > 1 else {}
+    more: dict[str, Any] = (
+        {"strategy": DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True)} if local * nodes > 1 else {}
+    )
     precision = _precision(settings, kind)
     fabric = Fabric(
         accelerator=kind, devices=local, num_nodes=nodes, plugins=[precision] if precision else None, **more
@@ -50,9 +53,11 @@ def _processes(settings: TrainSettings, cuda: bool) -> tuple[int, int]:
     return (torch.cuda.device_count() if cuda else 1), 1
 
 
-def _together() -> DDPStrategy:
-    """Averaged gradients. Buffers are equal by construction or each one's own, so nobody's are broadcast."""
-    return DDPStrategy(timeout=PATIENCE, broadcast_buffers=False, gradient_as_bucket_view=True)
+def own_buffers(module: nn.Module) -> None:
+    """Let no process send its buffers to the others: they are equal by construction, or each one's own."""
+    for part in module.modules():
+        if isinstance(part, nn.parallel.DistributedDataParallel):
+            part.broadcast_buffers = False  # the argument of this name is deprecated, its successor too new
 
 
 def _precision(settings: TrainSettings, kind: str) -> MixedPrecision | None:

@@ -1,4 +1,4 @@
-"""Durations in the unit that suits: '100 epochs', '5000 steps' or '1000000 images'."""
+"""Durations and sizes in the unit that suits: '100 epochs', '5000 steps' or '1000000 images'; '2 GB'."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from genview.errors import UserError, nearest
 
 UNITS = ("epochs", "steps", "images")
+BYTES = {"MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 def steps_of(duration: str, *, images: int, batch: int) -> int:
@@ -37,3 +38,15 @@ def steps_of(duration: str, *, images: int, batch: int) -> int:
     number = float(found.group(1))
     steps = {"epochs": number * (images // batch), "steps": number, "images": number / batch}[unit]
     return max(1, math.ceil(steps)) if number else 0
+
+
+def bytes_of(size: str) -> int:
+    """Return a size such as '2 GB' in bytes.
+
+    Raises:
+        UserError: the text is no size.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]+)\s*", size)
+    if not found or found.group(2).upper() not in BYTES:
+        raise UserError(f"'{size}' is no size. Write a number and one of {', '.join(BYTES)}: '2 GB'.")
+    return int(float(found.group(1)) * BYTES[found.group(2).upper()])

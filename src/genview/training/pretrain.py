@@ -14,7 +14,7 @@ from genview.pairs import Pairs, PairSettings
 from genview.seeds import seed_of
 from genview.store import RunFolder, sweep
 from genview.training.batchnorm import synchronised
-from genview.training.devices import make_fabric
+from genview.training.devices import make_fabric, own_buffers
 from genview.training.loop import Loop, Probe, Weigh
 from genview.training.record import Record, Tell
 from genview.training.settings import Plan, TrainSettings, plan_of, share_of
@@ -58,6 +58,7 @@ def pretrain(
     if rank() == 0:
         run.forget_after(state.step, ("train/", "online/", "quality/"))
     module, wrapped = fabric.setup(learner, optimizer)
+    own_buffers(module)
     with Record(run, settings, plan, state.step, tell) as record:
         Loop(fabric, module, wrapped, state, settings, plan, record, weigh, probe, pairs).run_through()
     if rank() == 0:
