@@ -16,11 +16,12 @@ from genview.errors import UserError
 from genview.images.source import UnreadableImage
 from genview.noise import UNKNOWN
 from genview.report import Result, gallery, results, write_page
+from genview.report.by_level import grouped
 from genview.report.collect import collect, series, spread, table
 from genview.report.words import label, outcome, points
 from genview.store import Measure, RunFolder, read_table, write_json, write_table, write_tar
 
-SECTIONS = ["results", "views", "foreground", "pairs", "histograms", "curves", "quarantine", "experiment"]
+SECTIONS = ["results", "views", "foreground", "pairs", "quality", "histograms", "curves", "quarantine", "experiment"]
 HOSTILE = "<script>alert(1)</script>/\"'><img src=x onerror=alert(2)>.png"
 COUNT, SIZE = 20, 32
 SCORES = 0.75 + 0.01 * np.array([3, -5, 1, 5, -1, 2, 0, -3, 4, -4, -2, 0, *range(8)])
@@ -133,6 +134,20 @@ def add_pairs(run: RunFolder) -> None:
     )
 
 
+def add_quality(run: RunFolder) -> None:
+    """Three hundred pairs, a hundred of each of three levels."""
+    place = np.arange(300)
+    level, weight = place // 100 * 100 - 1, (place % 100 / 100).astype(np.float32)
+    similarity = {"foreground": np.sign(level).astype(np.float32), "background": weight}
+    rows = {"level": level, "weight": weight, **similarity, "loss": weight, "step": place + 1}
+    write_table(run.pairs / "quality.parquet", rows)
+
+
+def add_weighted(run: RunFolder) -> None:
+    add_pairs(run)
+    add_quality(run)
+
+
 def add_measures(run: RunFolder, *, knn: float, linear: float) -> None:
     for step in range(10, 110, 10):
         run.measure("train/loss", 5 - step / 100, step)
@@ -151,7 +166,7 @@ def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "my & run")
     add_analysis(run)
     add_views(run)
-    add_pairs(run)
+    add_weighted(run)
     add_measures(run, knn=0.671, linear=0.5)
     add_measures(run.baseline, knn=0.631, linear=0.5125)
     for i in range(60):
@@ -196,7 +211,7 @@ def test_whole_page(run: RunFolder) -> None:
     assert "Nothing here yet" not in page.source
     assert [row["href"] for row in page.all("a")] == [f"#{name}" for name in SECTIONS]
     assert page.source.count('class="reading"') == len(SECTIONS)
-    assert len(page.all("svg")) == 6
+    assert len(page.all("svg")) == 9
     assert all(image["alt"] for image in page.all("img"))
     assert all(svg["aria-label"] for svg in page.all("svg"))
     text = page.texts["results"]
@@ -307,7 +322,12 @@ def test_originals_among_pairs_have_no_level(run: RunFolder) -> None:
 @pytest.mark.parametrize("done", range(5))
 def test_half_done_runs_give_a_page_that_names_the_missing_stage(tmp_path: Path, done: int) -> None:
     run = RunFolder(tmp_path / "run")
-    stages = (add_analysis, add_views, add_pairs, lambda run: add_measures(run, knn=0.5, linear=0.5))
+    stages = (
+        add_analysis,
+        add_views,
+        lambda run: (add_pairs(run), add_quality(run)),
+        lambda run: add_measures(run, knn=0.5, linear=0.5),
+    )
     for stage in stages[:done]:
         stage(run)
     write_page(run)
@@ -347,13 +367,24 @@ def test_odd_names_are_written(tmp_path: Path) -> None:
     assert "?.png" in Page(run.page).texts["quarantine"]
 
 
-def test_weights_of_all_pairs_are_preferred_to_those_of_examples(run: RunFolder) -> None:
+def test_quality_is_shown_for_each_level(run: RunFolder) -> None:
     write_page(run)
-    assert "20 pairs kept as examples: the extremes" in Page(run.page).texts["histograms"]
-    path = run.pairs / "examples.npz"
-    np.savez(path, **dict(np.load(path)), weights=np.ones(500, np.float32))
-    write_page(run)
-    assert "500 pairs seen in training" in Page(run.page).texts["histograms"]
+    page = Page(run.page)
+    assert "300 pairs seen in training" in page.texts["histograms"]
+    assert "The latest 300 of the pairs that were looked at, from step 1 to 300." in page.texts["quality"]
+    drawn = [label for label in page.source.split('aria-label="')[1:] if " by level. " in label]
+    assert [label.split(" by level")[0] for label in drawn] == ["weight", "foreground", "background"]
+    # Of the weights, (i mod 100) / 100 in the order of i, a level's are a third each: it is i // 100 · 100 − 1.
+    assert "weight by level. none: median 0.495, 100 pairs; 99: median 0.495, 100 pairs; 199:" in drawn[0]
+    assert "foreground by level. none: median -1.000" in drawn[1]
+
+
+def test_many_levels_are_put_together_and_originals_stay_apart() -> None:
+    level = np.concatenate([np.full(50, -1), np.arange(700)])
+    groups = grouped({"level": level, "weight": level / 100})
+    assert list(groups) == ["none", *(f"{low}–{low + 99}" for low in range(0, 700, 100))]
+    assert [len(rows["weight"]) for rows in groups.values()] == [50, *[100] * 7]
+    assert float(groups["300–399"]["weight"].max()) == pytest.approx(3.99)
 
 
 def test_levels_are_counted(run: RunFolder) -> None:
@@ -432,7 +463,14 @@ def test_thumbnails_are_small_squares() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["analysis/examples.npz", "pairs/examples.npz", "views/part-00000.parquet", "views/plan/plan.json"]
+    "name",
+    [
+        "analysis/examples.npz",
+        "pairs/examples.npz",
+        "pairs/quality.parquet",
+        "views/part-00000.parquet",
+        "views/plan/plan.json",
+    ],
 )
 def test_damaged_files_are_named(run: RunFolder, name: str) -> None:
     (run.root / name).parent.mkdir(exist_ok=True)

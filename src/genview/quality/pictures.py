@@ -14,8 +14,10 @@ from genview.quality.grids import ORIGINAL, place_of
 class DrawTable(Protocol):
     """Generated views by key, as `generators.ViewTable` has them."""
 
-    draws: np.ndarray
-    """Draw of each row."""
+    @property
+    def draws(self) -> np.ndarray:
+        """Draw of each row."""
+        ...
 
     def __len__(self) -> int: ...
 

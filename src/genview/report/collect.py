@@ -91,7 +91,8 @@ class Material:
 
     `views`: columns key, level, shard, offset, length, score, diversity of the made views of at most `MOST_PARTS`
     parts; `ratios` too. `generated` counts made views, `left_out` the others.
-    `maps` and `pairs`: the arrays of analysis/examples.npz and pairs/examples.npz.
+    `maps` and `pairs`: the arrays of analysis/examples.npz and pairs/examples.npz; `quality`: level, weight,
+    foreground, background, loss and step of the latest pairs.
     """
 
     run: RunFolder
@@ -102,6 +103,7 @@ class Material:
     maps: Columns | None
     views: Columns | None
     pairs: Columns | None
+    quality: Columns | None
     analysed: int
     generated: int
     left_out: LeftOut
@@ -139,6 +141,7 @@ def collect(run: RunFolder) -> Material:
         maps=arrays(run.analysis / "examples.npz"),
         views=None if views is None else _made(views),
         pairs=arrays(run.pairs / "examples.npz"),
+        quality=columns(run.pairs / "quality.parquet"),
         analysed=rows(run.analysis),
         generated=counts["made"],
         left_out=_left_out(run.views, counts, views),
@@ -239,6 +242,15 @@ def arrays(path: Path) -> Columns | None:
             return {name: file[name] for name in file.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}). Delete it and run its stage again.") from error
+
+
+def columns(path: Path) -> Columns | None:
+    """Return the columns of a table, or None where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_table(path) if path.exists() else None
 
 
 def quarantined(run: RunFolder) -> list[tuple[str, str]]:

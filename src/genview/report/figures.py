@@ -70,6 +70,27 @@ def bars(labels: list[str], counts: list[int], name: str, description: str) -> s
     return _svg(figure, name, description)
 
 
+def spreads(
+    labels: list[str], values: list[list[float]], name: str, description: str, mark: float | None = None
+) -> str:
+    """Draw five quantiles for each label: a line between the outer ones, a box between the inner, a middle bar.
+
+    `mark` is a dashed line at one value.
+    """
+    figure, axes = _canvas()
+    if mark is not None:
+        axes.axhline(mark, color=PLAIN, linestyle=(0, (4, 2.5)), linewidth=1.2, zorder=1)
+    for place, (lowest, low, middle, high, highest) in enumerate(values):
+        axes.vlines(place, lowest, highest, color=INK, linewidth=1.2, zorder=2)
+        axes.bar(place, high - low, width=0.5, bottom=low, color=VIEWS, zorder=3)
+        axes.hlines(middle, place - 0.3, place + 0.3, color=INK, linewidth=2.4, zorder=4)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.tick_params(axis="x", labelsize=9 if len(labels) <= 6 else 7)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.margins(y=0.08)
+    return _svg(figure, name, description)
+
+
 def _canvas() -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -12,7 +12,8 @@ import numpy as np
 from genview.images.source import ImageSource
 from genview.report.collect import Material, collect
 from genview.report.look import FRAME, STYLE
-from genview.report.sections import Section, sections_of
+from genview.report.section import Section
+from genview.report.sections import sections_of
 from genview.report.words import outcome
 from genview.store import RunFolder, write_bytes
 

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
 
 import numpy as np
 
 from genview.images.source import ImageSource
 from genview.report import figures, gallery
+from genview.report.by_level import quality_by_level
 from genview.report.collect import Material, Result, series
+from genview.report.section import Section, chart, missing
 from genview.report.words import flat, label, left_out, level_name, percent, points
 
 MOST_QUARANTINED = 50
 MOST_BARS = 10
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: its anchor, title, one line on how to read it, and its body; all of them HTML."""
-
-    anchor: str
-    title: str
-    reading: str
-    body: str
 
 
 def sections_of(material: Material, source: ImageSource | None) -> list[Section]:
@@ -33,15 +24,12 @@ def sections_of(material: Material, source: ImageSource | None) -> list[Section]
         views(material, source),
         foreground(material),
         pairs(material),
+        quality_by_level(material),
         histograms(material),
         curves(material),
         quarantine(material),
         experiment(material),
     ]
-
-
-def _missing(verb: str, more: str = "") -> str:
-    return f'<p class="missing">Nothing here yet: <code>genview {verb}</code> makes this{more}.</p>'
 
 
 def scores(material: Material) -> Section:
@@ -52,7 +40,7 @@ def scores(material: Material) -> Section:
         "neighbours and by a linear probe. One seed each: a small difference may be chance."
     )
     if not found:
-        return Section("results", "Results", reading, _missing("evaluate", " (it needs labelled images)"))
+        return Section("results", "Results", reading, missing("evaluate", " (it needs labelled images)"))
     compared = any(result.baseline is not None for result in found)
     heads = ["measure", f"with {material.treatment}" if compared and material.treatment else "this run"]
     heads += ["same budget without", "difference, points"] if compared else []
@@ -90,7 +78,7 @@ def views(material: Material, source: ImageSource | None) -> Section:
         "Draws of one image should lie apart: their distance is one minus their cosine."
     )
     if material.views is None:
-        body = _missing("generate", "; an experiment with <code>generator: null</code> has none")
+        body = missing("generate", "; an experiment with <code>generator: null</code> has none")
         return Section("views", "Originals beside views", reading, body)
     body = "".join(gallery.by_level(material, source))
     notes = [left_out(material.left_out)]
@@ -106,7 +94,7 @@ def foreground(material: Material) -> Section:
         "Each image, how far its patches lie from the threshold, and what counts as foreground. Orange "
         "should cover the thing that the image is of; the more of it, the higher the level."
     )
-    body = _missing("analyse")
+    body = missing("analyse")
     if material.maps is not None and len(material.maps["keys"]):
         ramp = '<p class="keyline"><span>background<span class="ramp"></span>foreground</span></p>'
         body = ramp + gallery.foreground(material.maps)
@@ -126,16 +114,12 @@ def pairs(material: Material) -> Section:
         "their source should come last."
     )
     if material.pairs is None or not len(material.pairs["weight"]):
-        body = _missing("pretrain", " when the experiment has <code>quality</code>")
+        body = missing("pretrain", " when the experiment has <code>quality</code>")
         return Section("pairs", "Pairs by weight", reading, body)
     high, low = gallery.extremes(material.pairs)
     body = f"<h3>Highest weights</h3>{gallery.weighted(material.pairs, high)}"
     body += f"<h3>Lowest weights</h3>{gallery.weighted(material.pairs, low)}" if low else ""
     return Section("pairs", "Pairs by weight", reading, body)
-
-
-def _chart(title: str, text: str, drawing: str) -> str:
-    return f"<figure><figcaption><strong>{title}</strong>{text}</figcaption>{drawing}</figure>"
 
 
 def histograms(material: Material) -> Section:
@@ -151,41 +135,36 @@ def histograms(material: Material) -> Section:
 def _ratios(material: Material) -> str:
     title, ratio = "Foreground ratio", material.ratios
     if ratio is None or not len(ratio):
-        return _chart(title, "", _missing("analyse"))
+        return chart(title, "", missing("analyse"))
     text = f"{_sample(len(ratio), material.analysed)} images, {ratio.mean():.2f} on average"
-    return _chart(
-        title, text, figures.histogram(ratio, (0.0, 1.0), "ratio", f"Histogram of foreground ratio: {text}")
-    )
+    return chart(title, text, figures.histogram(ratio, (0.0, 1.0), "ratio", f"Histogram of foreground ratio: {text}"))
 
 
 def _levels(material: Material) -> str:
     title = "Noise level"
     if material.views is None:
-        return _chart(title, "", _missing("generate"))
+        return chart(title, "", missing("generate"))
     levels, counts = np.unique(material.views["level"], return_counts=True)
     text = f"{_sample(int(counts.sum()), material.generated)} views"
     if len(levels) > MOST_BARS:
         span = (float(levels[0]), float(levels[-1]))
         said = f"Histogram of levels from {levels[0]} to {levels[-1]}: {text}"
-        return _chart(title, text, figures.histogram(material.views["level"], span, "level", said))
+        return chart(title, text, figures.histogram(material.views["level"], span, "level", said))
     names = [level_name(level) for level in levels.tolist()]
     said = ", ".join(f"{count} at {name}" for name, count in zip(names, counts, strict=True))
     bars = [name.removeprefix("level ").removesuffix(" level") for name in names]
     drawing = figures.bars(bars, counts.tolist(), "level", f"Views by level: {said}")
-    return _chart(title, text, drawing)
+    return chart(title, text, drawing)
 
 
 def _weights(material: Material) -> str:
-    title = "Pair weight"
-    if material.pairs is None or not len(material.pairs["weight"]):
-        return _chart(title, "", _missing("pretrain", " when the experiment has <code>quality</code>"))
-    every = material.pairs.get("weights")
-    weights = material.pairs["weight"] if every is None else every
-    weights = weights[np.isfinite(weights)].astype(float)
-    kept = "pairs seen in training" if every is not None else "pairs kept as examples: the extremes, not all pairs"
-    text = f"{len(weights):,} {kept}; the line marks 1, the mean of a batch"
+    title, seen = "Pair weight", material.quality
+    if seen is None or not len(seen["weight"]):
+        return chart(title, "", missing("pretrain", " when the experiment has <code>quality</code>"))
+    weights = seen["weight"][np.isfinite(seen["weight"])].astype(float)
+    text = f"{len(weights):,} pairs seen in training; the line marks 1, the mean of a batch"
     span = (min(0.9, float(weights.min(initial=0.9))), max(1.1, float(weights.max(initial=1.1))))
-    return _chart(title, text, figures.histogram(weights, span, "weight", f"Histogram of weights: {text}", mark=1.0))
+    return chart(title, text, figures.histogram(weights, span, "weight", f"Histogram of weights: {text}", mark=1.0))
 
 
 def _sample(shown: int, all_of_them: int) -> str:
@@ -199,7 +178,7 @@ def curves(material: Material) -> Section:
         "the same features. Losses with and without weights are not on one scale; compare kNN."
     )
     if not series(material.measures, "train/").steps.size:
-        return Section("curves", "Curves", reading, _missing("pretrain"))
+        return Section("curves", "Curves", reading, missing("pretrain"))
     own = material.treatment or "this run"
     legend = f'<span><span class="swatch"></span> {own}</span>'
     if material.plain_measures:
@@ -216,12 +195,12 @@ def curves(material: Material) -> Section:
 def _curve(material: Material, prefix: str, title: str, text: str, *, share: bool = False) -> str:
     own, plain = series(material.measures, prefix), series(material.plain_measures, prefix)
     if not own.steps.size:
-        return _chart(title, text, _missing("pretrain", " (kNN needs labelled images)" if share else ""))
+        return chart(title, text, missing("pretrain", " (kNN needs labelled images)" if share else ""))
     said = f"{title}, from {own.values[0]:.3g} at step {own.steps[0]:.0f}"
     said += f" to {own.values[-1]:.3g} at {own.steps[-1]:.0f}"
     if plain.steps.size:
         said += f"; without views and weights {plain.values[-1]:.3g} at {plain.steps[-1]:.0f}"
-    return _chart(title, text, figures.curves(own, plain, prefix, said, percent=share))
+    return chart(title, text, figures.curves(own, plain, prefix, said, percent=share))
 
 
 def quarantine(material: Material) -> Section:
@@ -244,5 +223,5 @@ def experiment(material: Material) -> Section:
     """The resolved experiment."""
     reading = "Every setting of this run, defaults too. Saved to a file, it makes the same run again."
     text = material.experiment
-    body = _missing("run") if text is None else f'<pre tabindex="0">{html.escape(text)}</pre>'
+    body = missing("run") if text is None else f'<pre tabindex="0">{html.escape(text)}</pre>'
     return Section("experiment", "Experiment", reading, body)

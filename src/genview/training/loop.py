@@ -126,6 +126,7 @@ class Loop:
             found = self.probe(self.state.learner.backbone)
             self.record.measures({f"online/{name}": value for name, value in found}, step.number)
         if self._time_for(self.plan.save, step.number) and rank() == 0:
+            self.record.keep()
             self.state.save(self.record.run.checkpoints / "last.pt")
 
     def _measure(self, step: Step) -> None:
@@ -144,7 +145,7 @@ class Loop:
                 "quality/foreground": float(step.quality.foreground.mean()),
                 "quality/background": float(step.quality.background.mean()),
             }
-            self.record.example(step.batch, step.quality, self._keys(step.batch))
+            self.record.examples(step.batch, step.quality, self._keys(step.batch), step.losses, step.number)
         self.record.progress(values, step.number)
 
     def _check(self, step: Step) -> None:

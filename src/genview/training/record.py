@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+from torch import Tensor
+
 from genview.distributed import rank
 from genview.pairs import PairBatch
 from genview.quality import Quality
@@ -27,7 +29,7 @@ class Record:
         self.run, self._settings, self._plan, self._tell = run, settings, plan, tell
         self._leads = rank() == 0
         self._loggers = loggers(settings.log, run, first) if self._leads else []
-        self._examples = PairExamples()
+        self._examples = PairExamples.continued(run.pairs, first) if self._leads else PairExamples()
         self._since, self._at, self._waited = time.perf_counter(), first, 0.0
 
     def __enter__(self) -> Self:
@@ -36,8 +38,6 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._leads:
-            self._examples.save(self.run.pairs / "examples.npz")
         for logger in self._loggers:
             logger.close()
 
@@ -76,6 +76,12 @@ class Record:
             note = f"loss {values['train/loss']:.3f} · {speed:.0f} images/s · waiting for data {waiting:.0%}"
             self._tell("pretrain", step, self._plan.steps, note)
 
-    def example(self, batch: PairBatch, quality: Quality, keys: list[str]) -> None:
-        """Offer weighted pairs for the page."""
-        self._examples.offer(batch.views[0], batch.views[1], quality, batch.levels.amax(dim=1), keys)
+    def examples(self, batch: PairBatch, quality: Quality, keys: list[str], losses: Tensor | None, step: int) -> None:
+        """Offer the weighted pairs of a step for the page."""
+        if self._leads:
+            self._examples.offer(batch.views, quality, batch.levels, keys, losses=losses, step=step)
+
+    def keep(self) -> None:
+        """Write the pairs that were offered; belongs before a checkpoint, after which they are not offered again."""
+        if self._leads:
+            self._examples.save(self.run.pairs)

@@ -1,0 +1,367 @@
+"""How near cached weights of pairs come to the exact ones, what limits them, and what both cost.
+
+    GENVIEW_DATA=FOLDER python benchmarks/quality_cache.py --quick
+    GENVIEW_DATA=FOLDER python benchmarks/quality_cache.py --data cifar10 --size 32 --correction 4096
+    python benchmarks/quality_cache.py --full   # the cost only: a ConvNeXt-Base of random weights, ResNet-50, 224 px
+
+Pairs are a crop of a real image and one of a view that the embedded generator made of it, cut and coloured as MoCo v2
+does. The same crops are shown four times: as they are, recoloured, blurred, and both. The cache is made of the very
+pictures that pairs are cut from, as in training; the correction is fitted on crops and colours of its own. The row
+'other looks' is the mean quality of the same crops in other colours and blurs: about the most that any estimate could
+reach that knows where a view was cut from and does not look at it. Numbers are Spearman's rank correlations with the
+exact weights. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
+from torchvision.transforms.v2 import functional as vision
+
+from foreground_masks import ranks
+from genview.encoders import Backbone, BackboneSettings, FrozenEncoder, TimmTower, load_frozen
+from genview.errors import UserError
+from genview.foreground import AnalyseSettings, CentrePrior, Looking, TokenMoments
+from genview.generators import EmbeddedSettings
+from genview.images import Archives, ImageSource, Subset, batches, square
+from genview.images.origin import Origin
+from genview.images.source import silent
+from genview.methods import MoCoV2
+from genview.quality import CachedQuality, CachedWeigher, Caching, ExactWeigher, cache
+from genview.seeds import seed_of
+
+FILES = {"imagenette": "imagenette224/val-00.tar", "cifar10": "cifar10/test.zip"}
+LEVELS = (0, 100, 200, 300, 400)
+KINDS = {"crop alone": (False, False), "colour": (True, False), "blur": (False, True), "both": (True, True)}
+JITTER = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+GREY = v2.RandomGrayscale(0.2)
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Made:
+    """One generated view of each image, as a table."""
+
+    source: ImageSource
+    images: list[Image.Image]
+
+    @property
+    def draws(self) -> np.ndarray:
+        """Draw of each row."""
+        return np.zeros(len(self.images), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, key: str) -> range:
+        """The row of `key`."""
+        place = next(i for i in range(len(self.source)) if self.source.key(i) == key)
+        return range(place, place + 1)
+
+    def view(self, row: int) -> tuple[Image.Image, int]:
+        """The view of a row, and its level."""
+        return self.images[row], LEVELS[row % len(LEVELS)]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """M crops for either side of M pairs: which picture, where, and whether flipped."""
+
+    pictures: list[list[Image.Image]]
+    origin: Origin
+    size: int
+
+    def views(self, side: int, look: str, draw: int = 0) -> Tensor:
+        """Show one side, M×3×S×S in [0, 1]; `draw` numbers the colours and blurs."""
+        colour, blur = KINDS[look]
+        shown = []
+        for row, picture in enumerate(self.pictures[side]):
+            left, top, right, bottom = (self.origin.box[row, side] * picture.width).round().int().tolist()
+            size, bicubic = [self.size, self.size], InterpolationMode.BICUBIC
+            view = vision.resized_crop(picture, top, left, bottom - top, right - left, size, bicubic, antialias=True)
+            torch.manual_seed(seed_of(draw, f"{row} {side}", 0, look))
+            view = GREY(JITTER(view)) if colour else view
+            if blur and torch.rand(()) < 0.5:
+                view = view.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
+            pixels = vision.pil_to_tensor(view)
+            shown.append(pixels.flip(2) if self.origin.flipped[row, side] else pixels)
+        return torch.stack(shown).float() / 255
+
+
+def pictures(name: str, count: int, size: int) -> tuple[ImageSource, Made]:
+    """Real images, and one generated view of each; levels take turns."""
+    root = Path(os.environ.get("GENVIEW_DATA", ""))
+    if "GENVIEW_DATA" not in os.environ or not (root / FILES[name]).is_file():
+        raise UserError(f"Set GENVIEW_DATA to the folder that holds {FILES[name]}.")
+    whole = Archives((str(root / FILES[name]),))
+    source = Subset(whole, np.linspace(0, len(whole) - 1, count).astype(int).tolist())
+    side = 8 * (size // 8)
+    generator = EmbeddedSettings(size=side).load("cpu")
+    made: list[Image.Image] = []
+    for found in batches(source, size=side, batch=BATCH):
+        level = torch.tensor([LEVELS[i % len(LEVELS)] for i in found.indices.tolist()])
+        condition = generator.encoder.encode(found.images).embedding
+        views = generator.sample(condition, level, torch.ones(len(level)), found.indices.tolist())
+        made += [vision.to_pil_image(view) for view in views]
+    return source, Made(source, made)
+
+
+def cut(source: ImageSource, made: Made, times: int, size: int) -> Crops:
+    """Cut `times` pairs of each image by MoCo v2's crops; the generated view is on either side with equal chance."""
+    chosen: list[list[Image.Image]] = [[], []]
+    rows: list[tuple[int, list[int], list[list[float]], list[bool]]] = []
+    torch.manual_seed(0)
+    for image in [i for i in range(len(source)) for _ in range(times)]:
+        draws = [-1, 0] if torch.rand(()) < 0.5 else [0, -1]
+        boxes, flips = [], []
+        for side, draw in enumerate(draws):
+            picture = square(source.image(image), min(source.image(image).size)) if draw < 0 else made.images[image]
+            chosen[side].append(picture)
+            top, left, height, width = RandomResizedCrop.get_params(picture, [0.2, 1.0], [3 / 4, 4 / 3])
+            boxes.append([part / picture.width for part in (left, top, left + width, top + height)])
+            flips.append(bool(torch.rand(()) < 0.5))
+        rows.append((image, draws, boxes, flips))
+    return Crops(chosen, Origin(*(torch.tensor(part) for part in zip(*rows, strict=True))), size)
+
+
+def direction_of(source: ImageSource, encoder: FrozenEncoder) -> Tensor:
+    """Fit the foreground's direction as `analyse` does."""
+    seen = [encoder.encode(found.images) for found in batches(source, size=encoder.size, batch=BATCH)]
+    moments, prior = TokenMoments(seen[0].tokens.shape[-1]), CentrePrior(seen[0].grid)
+    for encoded in seen:
+        moments.add(encoded.tokens)
+    direction, _ = moments.direction()
+    for encoded in seen:
+        prior.add(direction.scores(encoded.tokens))
+    return direction.vector if prior.decide()[0] > 0 else -direction.vector
+
+
+Weigh = ExactWeigher | CachedWeigher
+
+
+def quality(weigh: Weigh, views: Sequence[Tensor], origin: Origin) -> Tensor:
+    """Quality q of M pairs, batch by batch."""
+    found = []
+    for rows in torch.arange(len(origin.image)).split(BATCH):
+        part = weigh([view[rows] for view in views], Origin(*(column[rows] for column in origin)), 0.0)
+        found.append(part.foreground - part.background)
+    return torch.cat(found)
+
+
+def spearman(one: Tensor, other: Tensor) -> float:
+    """Rank correlation; weights and q have the same ranks."""
+    return float(np.corrcoef(ranks(one.numpy()), ranks(other.numpy()))[0, 1])
+
+
+def variants(chosen: argparse.Namespace) -> dict[str, CachedQuality]:
+    """Ways of caching, by name; the first is the one that is judged."""
+    base = CachedQuality(components=chosen.components, correction=chosen.correction)
+    found = {"cached, corrected": base, "cached, not corrected": replace(base, correction=0)}
+    if not chosen.quick:
+        plain, own = replace(base, correction=0), chosen.encoder_size
+        found |= {f"not corrected, pictures at {side}": replace(plain, size=side) for side in (own, 3 * own, 4 * own)}
+        found |= {f"not corrected, {k} components": replace(plain, components=k) for k in (8, 16, 96)}
+        found |= {f"corrected, {k} components": replace(base, components=k) for k in (8, 16)}
+        found |= {f"corrected on {n} crops": replace(base, correction=n) for n in (chosen.correction // 4,)}
+        found |= {f"corrected, pictures at {own}": replace(base, size=own)}
+    return found
+
+
+def compare(chosen: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[str, float]], CachedWeigher, Crops]:
+    """Correlations of every way with the exact weights, by kind of view; and the judged cache."""
+    source, made = pictures(chosen.data, chosen.images, chosen.size)
+    crops = cut(source, made, chosen.times, chosen.size)
+    encoder = load_frozen(chosen.encoder, chosen.encoder_size)
+    direction = direction_of(source, encoder)
+    views = {kind: [crops.views(side, kind) for side in (0, 1)] for kind in KINDS}
+    exact = {kind: quality(ExactWeigher(encoder, direction), both, crops.origin) for kind, both in views.items()}
+    weighers = {}
+    for number, (name, settings) in enumerate(variants(chosen).items()):
+        looking = Looking(source, encoder, AnalyseSettings(batch=BATCH), "cpu", silent, lambda *_: None)
+        start = time.perf_counter()
+        caching = Caching(looking, made, direction, settings, chosen.size)
+        weighers[name] = cache(caching, folder / str(number), seed=0, identity={})
+        print(f"{name}: made in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    found = {
+        name: {kind: spearman(quality(weigh, views[kind], crops.origin), exact[kind]) for kind in KINDS}
+        for name, weigh in weighers.items()
+    }
+    others = [
+        quality(ExactWeigher(encoder, direction), [crops.views(side, "both", n) for side in (0, 1)], crops.origin)
+        for n in range(1, chosen.looks + 1)
+    ]
+    found["other looks, exact"] = {"both": spearman(torch.stack(others).mean(dim=0), exact["both"])}
+    return found, next(iter(weighers.values())), crops
+
+
+def seconds(what: Callable[[], object], times: int) -> float:
+    """Median time of a call, after one that does not count."""
+    what()
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        what()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))
+
+
+def step_of(backbone: BackboneSettings, views: list[Tensor]) -> Callable[[], object]:
+    """A step of MoCo v2 on two views: forward, backward, optimizer and queue."""
+    learner = MoCoV2(queue=len(views[0]) * 8).build(Backbone(backbone)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(learner.parameters(), 0.01, momentum=0.9)
+    shown = [view.to(memory_format=torch.channels_last) for view in views]
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        learner(*shown).mean().backward()
+        optimizer.step()
+        learner.after_step(0.5)
+
+    return step
+
+
+def costs(
+    weigh: CachedWeigher, exact: ExactWeigher, views: list[Tensor], origin: Origin, times: int
+) -> dict[str, float]:
+    """Seconds a batch that both ways of weighing take."""
+    return {
+        "cached_seconds": seconds(lambda: weigh(views, origin, 0.0), times),
+        "exact_seconds": seconds(lambda: exact(views, origin, 0.0), times),
+    }
+
+
+def random_cache(
+    encoder: FrozenEncoder, direction: Tensor, side: int, settings: CachedQuality, folder: Path
+) -> CachedWeigher:
+    """A cache of noise, as the right one takes its time."""
+
+    class Noise:
+        classes: tuple[str, ...] = ()
+
+        def __len__(self) -> int:
+            return 16
+
+        def key(self, i: int) -> str:
+            return f"{i}.png"
+
+        def label(self, i: int) -> int | None:  # noqa: ARG002
+            return None
+
+        def image(self, i: int) -> Image.Image:
+            pixels = np.random.default_rng(i).integers(0, 255, (side, side, 3))
+            return Image.fromarray(pixels.astype(np.uint8))
+
+    looking = Looking(Noise(), encoder, AnalyseSettings(batch=4), "cpu", silent, lambda *_: None)
+    return cache(Caching(looking, None, direction, settings, side), folder, seed=0, identity={})
+
+
+def cost_at_full_size(folder: Path, batch: int) -> dict[str, float]:
+    """Cost of the paper's shapes with random weights: ConvNeXt-Base beside a ResNet-50 at 224 px."""
+    torch.manual_seed(0)
+    encoder = TimmTower("convnext_base", timm.create_model("convnext_base", pretrained=False), 224)
+    direction = torch.nn.functional.normalize(torch.randn(1024), dim=0)
+    weigh = random_cache(encoder, direction, 224, CachedQuality(correction=16), folder)
+    views, origin = list(torch.rand(2, batch, 3, 224, 224)), somewhere(batch, 16)
+    found = costs(weigh, ExactWeigher(encoder, direction), views, origin, 3)
+    return found | {"step_seconds": seconds(step_of(BackboneSettings("resnet50"), views), 2)} | sizes(weigh)
+
+
+def somewhere(batch: int, images: int) -> Origin:
+    """Origins of two random crops each of originals."""
+    torch.manual_seed(0)
+    corner = torch.rand(batch, 2, 2) * 0.4
+    box = torch.cat([corner, corner + 0.5], dim=2)
+    return Origin(torch.arange(batch) % images, torch.full((batch, 2), -1), box, torch.rand(batch, 2) < 0.5)
+
+
+def sizes(weigh: CachedWeigher) -> dict[str, float]:
+    """Bytes that a picture takes."""
+    return {"bytes_each": weigh.grids.bytes_each}
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=sorted(FILES), default="imagenette")
+    parser.add_argument("--size", type=int, default=64, help="side of the views in pixels")
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--times", type=int, default=3, help="pairs of each image")
+    parser.add_argument("--looks", type=int, default=8, help="other looks of each pair")
+    parser.add_argument("--encoder", default="natural", help="what load_frozen takes")
+    parser.add_argument("--encoder-size", type=int, help="side at which it looks at views; --size where left out")
+    parser.add_argument("--components", type=int, default=CachedQuality.components)
+    parser.add_argument("--correction", type=int, default=CachedQuality.correction)
+    parser.add_argument(
+        "--full", action="store_true", help="measure the cost at the paper's shapes, and nothing else"
+    )
+    parser.add_argument("--batch", type=int, help="pairs for the cost; 64, and 8 with --full, where left out")
+    parser.add_argument(
+        "--quick", action="store_true", help="few images, crops and looks: under a minute on two cores"
+    )
+    chosen = parser.parse_args(given)
+    if chosen.quick:
+        chosen.images, chosen.times, chosen.looks = min(chosen.images, 160), 2, 2
+        chosen.correction = min(chosen.correction, 1024)
+    chosen.encoder_size = chosen.encoder_size or chosen.size
+    return chosen
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    chosen = arguments(given)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = (
+                cost_at_full_size(Path(folder), chosen.batch or 8) if chosen.full else measured(chosen, Path(folder))
+            )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found["share_of_step"] = found["cached_seconds"] / found["step_seconds"]
+    found["exact_share_of_step"] = found["exact_seconds"] / found["step_seconds"]
+    for name, value in found.items():
+        print(f"{name:25} {value:10.4f}")
+    head = {name: getattr(chosen, name) for name in ("data", "size", "encoder", "encoder_size", "quick", "full")}
+    print(json.dumps(head | {name: round(value, 4) for name, value in found.items()}))
+    return 0
+
+
+def measured(chosen: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Print the table of correlations; return the judged one and the costs beside a step of ResNet-18."""
+    table, weigh, crops = compare(chosen, folder)
+    print(f"{'Spearman with the exact weights':34}" + "".join(f"{kind:>12}" for kind in KINDS))
+    for name, row in table.items():
+        print(f"{name:34}" + "".join(f"{row[kind]:12.3f}" if kind in row else f"{'–':>12}" for kind in KINDS))
+    rows = torch.arange(chosen.batch or 64) % len(crops.origin.image)
+    views, origin = (
+        [crops.views(side, "both")[rows] for side in (0, 1)],
+        Origin(*(part[rows] for part in crops.origin)),
+    )
+    encoder = load_frozen(chosen.encoder, chosen.encoder_size)
+    exact = ExactWeigher(encoder, torch.ones(encoder.encode(views[0][:1]).tokens.shape[-1]))
+    found = {"spearman": table["cached, corrected"]["both"], "ceiling_unseen": table["other looks, exact"]["both"]}
+    found |= {"uncorrected": table["cached, not corrected"]["both"]}
+    found |= {"uncorrected_crop_alone": table["cached, not corrected"]["crop alone"]}
+    found |= costs(weigh, exact, views, origin, 7)
+    stem = 2 if chosen.size <= 64 else 4
+    return (
+        found
+        | {"step_seconds": seconds(step_of(BackboneSettings("resnet18", stem_stride=stem), views), 5)}
+        | sizes(weigh)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""What a section of the page is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: its anchor, title, one line on how to read it, and its body; all of them HTML."""
+
+    anchor: str
+    title: str
+    reading: str
+    body: str
+
+
+def missing(verb: str, more: str = "") -> str:
+    """Say which verb makes what is not there."""
+    return f'<p class="missing">Nothing here yet: <code>genview {verb}</code> makes this{more}.</p>'
+
+
+def chart(title: str, text: str, drawing: str) -> str:
+    """Return a drawing below its title and a few words."""
+    return f"<figure><figcaption><strong>{title}</strong>{text}</figcaption>{drawing}</figure>"
