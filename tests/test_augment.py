@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as known
 
+from conftest import Painted
 from genview.images import ImageFile, decode
-from genview.pairs import Look, Looks, ViewRecipe, on_device, pixels, recipe
+from genview.pairs import Look, Looks, Pairs, PairSettings, ViewRecipe, collate, on_device, pixels, recipe
 from genview.pairs.augment import UNCHANGED, draw_box
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -290,3 +291,14 @@ def test_looks_on_cuda_are_those_on_a_processor() -> None:
     looks = Looks.of([recipe("byol").full[n % 2].draw((64, 64), chance) for n in range(14)])
     views = torch.from_numpy(np.stack(pictures(32) * 2))
     assert torch.allclose(on_device.applied(views.cuda(), looks).cpu(), on_device.applied(views, looks), atol=1e-4)
+
+
+def test_a_batch_whose_looks_are_on_the_device_can_be_looked_at() -> None:
+    late = Pairs(Painted(4), PairSettings(recipe="small", size=16), seed=0, looks_on_device=True)
+    batch = collate([late[0, i] for i in range(4)])
+    seen = batch.looked(torch.device("cpu"))
+    assert not seen.looks
+    for view, shown in zip(seen.views, batch.shown(torch.device("cpu")), strict=True):
+        assert view.dtype == torch.uint8
+        assert float((view.float() / 255 - shown).abs().max()) < 0.003
+    assert any(not torch.equal(x, y) for x, y in zip(seen.views, batch.views, strict=True))

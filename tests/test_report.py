@@ -325,7 +325,7 @@ def test_half_done_runs_give_a_page_that_names_the_missing_stage(tmp_path: Path,
     stages = (
         add_analysis,
         add_views,
-        lambda run: (add_pairs(run), add_quality(run)),
+        add_weighted,
         lambda run: add_measures(run, knn=0.5, linear=0.5),
     )
     for stage in stages[:done]:

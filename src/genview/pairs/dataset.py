@@ -96,6 +96,12 @@ class PairBatch:
             return [on_device.applied(view, looks) for view, looks in zip(moved, self.looks, strict=True)]
         return [view.to(torch.float32, memory_format=torch.channels_last).div_(255) for view in moved]
 
+    def looked(self, device: torch.device) -> PairBatch:
+        """Return it with its looks applied, so that `views` are what an encoder sees, as uint8."""
+        if not self.looks:
+            return self
+        return replace(self, views=tuple((view * 255).round().byte() for view in self.shown(device)), looks=())
+
     def pin_memory(self) -> PairBatch:
         """Return it with the views in page-locked memory, from which they are moved while other work goes on."""
         return replace(self, views=tuple(view.pin_memory() for view in self.views))
