@@ -139,7 +139,7 @@ def add_quality(run: RunFolder) -> None:
     place = np.arange(300)
     level, weight = place // 100 * 100 - 1, (place % 100 / 100).astype(np.float32)
     similarity = {"foreground": np.sign(level).astype(np.float32), "background": weight}
-    rows = {"level": level, "weight": weight, **similarity, "loss": weight, "step": place + 1}
+    rows: dict[str, np.ndarray] = {"level": level, "weight": weight, **similarity, "loss": weight, "step": place + 1}
     write_table(run.pairs / "quality.parquet", rows)
 
 
@@ -322,12 +322,7 @@ def test_originals_among_pairs_have_no_level(run: RunFolder) -> None:
 @pytest.mark.parametrize("done", range(5))
 def test_half_done_runs_give_a_page_that_names_the_missing_stage(tmp_path: Path, done: int) -> None:
     run = RunFolder(tmp_path / "run")
-    stages = (
-        add_analysis,
-        add_views,
-        lambda run: (add_pairs(run), add_quality(run)),
-        lambda run: add_measures(run, knn=0.5, linear=0.5),
-    )
+    stages = (add_analysis, add_views, add_weighted, lambda run: add_measures(run, knn=0.5, linear=0.5))
     for stage in stages[:done]:
         stage(run)
     write_page(run)
