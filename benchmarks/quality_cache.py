@@ -355,12 +355,8 @@ def measured(chosen: argparse.Namespace, folder: Path) -> dict[str, float]:
     found |= {"uncorrected": table["cached, not corrected"]["both"]}
     found |= {"uncorrected_crop_alone": table["cached, not corrected"]["crop alone"]}
     found |= costs(weigh, exact, views, origin, 7)
-    stem = 2 if chosen.size <= 64 else 4
-    return (
-        found
-        | {"step_seconds": seconds(step_of(BackboneSettings("resnet18", stem_stride=stem), views), 5)}
-        | sizes(weigh)
-    )
+    backbone = BackboneSettings("resnet18", stem_stride=2 if chosen.size <= 64 else 4)
+    return found | {"step_seconds": seconds(step_of(backbone, views), 5)} | sizes(weigh)
 
 
 if __name__ == "__main__":

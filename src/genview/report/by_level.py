@@ -11,7 +11,7 @@ from genview.report.collect import Columns, Material
 from genview.report.section import Section, chart, missing
 from genview.report.words import level_name
 
-MOST_GROUPS = 8
+MOST_GROUPS = 6
 SHARES = (5, 25, 50, 75, 95)
 CHARTS = (
     ("weight", "Weight", "how much a pair counts; the line marks 1, the mean of a batch", 1.0),
@@ -24,8 +24,9 @@ def quality_by_level(material: Material) -> Section:
     """How the quality of the latest pairs is spread at each noise level."""
     title = "Quality by noise level"
     reading = (
-        "Half of a level's pairs lie in its box, nine tenths between its ends; the bar is the median. Where a higher "
-        "level loses the subject, foreground similarity falls and so should the weight."
+        "Half of a level's pairs lie in its box, nine tenths between its ends; the line across is the median, and the "
+        "number below is that of the pairs. Under 'none' both views come from the original. Where a higher level loses "
+        "the subject, foreground similarity falls and so should the weight."
     )
     seen = material.quality
     if seen is None or not len(seen["weight"]):
@@ -79,5 +80,5 @@ def _drawn(column: str, values: dict[str, np.ndarray], mark: float | None) -> st
         f"{label}: median {spread[2]:.3f}, {len(rows):,} pairs"
         for (label, rows), spread in zip(fine.items(), spreads, strict=True)
     )
-    labels = [f"{label}\nn = {len(rows):,}" for label, rows in fine.items()]
+    labels = [f"{label}\n{len(rows):,}" for label, rows in fine.items()]
     return figures.spreads(labels, spreads, f"{column} by level", f"{column} by level. {said}", mark)

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, RULE, VIEWS, PLAIN = "#000001", "#000002", "#000003", "#000004"
+INK, RULE, VIEWS, PLAIN, CARD = "#000001", "#000002", "#000003", "#000004", "#000005"
 """Stand-ins that `_svg` turns into the page's colours."""
-PAGE_COLOURS = {INK: "var(--soft)", RULE: "var(--line)", VIEWS: "var(--views)", PLAIN: "var(--plain)"}
+PAGE_COLOURS = {
+    INK: "var(--soft)",
+    RULE: "var(--line)",
+    VIEWS: "var(--views)",
+    PLAIN: "var(--plain)",
+    CARD: "var(--card)",
+}
 BINS = 24
 
 
@@ -83,9 +89,9 @@ def spreads(
     for place, (lowest, low, middle, high, highest) in enumerate(values):
         axes.vlines(place, lowest, highest, color=INK, linewidth=1.2, zorder=2)
         axes.bar(place, high - low, width=0.5, bottom=low, color=VIEWS, zorder=3)
-        axes.hlines(middle, place - 0.3, place + 0.3, color=INK, linewidth=2.4, zorder=4)
+        axes.hlines(middle, place - 0.25, place + 0.25, color=CARD, linewidth=2, zorder=4)
     axes.set_xticks(range(len(labels)), labels)
-    axes.tick_params(axis="x", labelsize=9 if len(labels) <= 6 else 7)
+    axes.tick_params(axis="x", labelsize=9)
     axes.set_xlim(-0.6, len(labels) - 0.4)
     axes.margins(y=0.08)
     return _svg(figure, name, description)
