@@ -82,14 +82,12 @@ class Bench:
     backbone: BackboneSettings
     size: int
     batch: int
-    threads: int = field(default_factory=torch.get_num_threads)
     spent: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the seconds within to a part; data are made by one thread, as in a worker."""
+        """Add the seconds within to a part."""
         self._wait()
-        torch.set_num_threads(1 if part.endswith("data") else self.threads)
         start = time.perf_counter()
         yield
         self._wait()
@@ -237,14 +235,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two methods, under a minute")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=None)
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU; one thread suffers least from other work")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     rows = []
     for bench in benches(options.quick):
         encoder = load_frozen("natural").to(bench.device)
         width = encoder.encode(torch.zeros(1, 3, 32, 32, device=bench.device)).tokens.shape[-1]
         weigh = ExactWeigher(encoder, torch.ones(width, device=bench.device) / width**0.5)
         for name in options.methods or (QUICK if options.quick else METHODS):
-            row = measured(bench, METHODS[name], weigh, options.rounds or (5 if options.quick else 7))
+            row = measured(bench, METHODS[name], weigh, options.rounds or (3 if options.quick else 5))
             rows.append({"backbone": bench.backbone.name, "size": bench.size, "batch": bench.batch, **row})
             print(json.dumps(rows[-1]), flush=True)
     print(json.dumps(summary(rows)))
