@@ -24,9 +24,9 @@ def quality_by_level(material: Material) -> Section:
     """How the quality of the latest pairs is spread at each noise level."""
     title = "Quality by noise level"
     reading = (
-        "Half of a level's pairs lie in its box, nine tenths between its ends; the line across is the median, and the "
-        "number below is that of the pairs. Under 'none' both views come from the original. Where a higher level loses "
-        "the subject, foreground similarity falls and so should the weight."
+        "Half of a level's pairs lie in its box, nine tenths between its ends; the line across is the median, and "
+        "the number below is that of the pairs. Under 'none' both views come from the original. Where a higher level "
+        "loses the subject, foreground similarity falls and so should the weight."
     )
     seen = material.quality
     if seen is None or not len(seen["weight"]):
