@@ -23,13 +23,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import timm
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as vision
 
 from foreground_masks import ranks
@@ -37,18 +37,23 @@ from genview.encoders import Backbone, BackboneSettings, FrozenEncoder, TimmTowe
 from genview.errors import UserError
 from genview.foreground import AnalyseSettings, CentrePrior, Looking, TokenMoments
 from genview.generators import EmbeddedSettings
-from genview.images import Archives, ImageSource, Subset, batches, square
+from genview.images import Archives, ImageSource, Subset, batches
 from genview.images.origin import Origin
 from genview.images.source import silent
 from genview.methods import MoCoV2
+from genview.pairs import Look, pixels, recipe
+from genview.pairs.augment import UNCHANGED
 from genview.quality import CachedQuality, CachedWeigher, Caching, ExactWeigher, cache
 from genview.seeds import seed_of
 
 FILES = {"imagenette": "imagenette224/val-00.tar", "cifar10": "cifar10/test.zip"}
 LEVELS = (0, 100, 200, 300, 400)
-KINDS = {"crop alone": (False, False), "colour": (True, False), "blur": (False, True), "both": (True, True)}
-JITTER = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-GREY = v2.RandomGrayscale(0.2)
+KINDS: dict[str, Callable[[Look], Look]] = {
+    "crop alone": lambda look: look._replace(factors=UNCHANGED, grey=False, sigma=0.0),
+    "colour": lambda look: look._replace(sigma=0.0),
+    "blur": lambda look: look._replace(factors=UNCHANGED, grey=False),
+    "both": lambda look: look,
+}
 BATCH = 128
 
 
@@ -78,27 +83,23 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Crops:
-    """M crops for either side of M pairs: which picture, where, and whether flipped."""
+class Cuts:
+    """Crops for either side of M pairs: of which picture, and the look of each."""
 
-    pictures: list[list[Image.Image]]
+    pictures: list[list[np.ndarray]]
+    looks: list[list[Look]]
     origin: Origin
     size: int
 
-    def views(self, side: int, look: str, draw: int = 0) -> Tensor:
-        """Show one side, M×3×S×S in [0, 1]; `draw` numbers the colours and blurs."""
-        colour, blur = KINDS[look]
+    def views(self, side: int, kind: str, other: int = 0) -> Tensor:
+        """Show one side, M×3×S×S in [0, 1]; `other` numbers further colours and blurs of the same cuts."""
         shown = []
-        for row, picture in enumerate(self.pictures[side]):
-            left, top, right, bottom = (self.origin.box[row, side] * picture.width).round().int().tolist()
-            size, bicubic = [self.size, self.size], InterpolationMode.BICUBIC
-            view = vision.resized_crop(picture, top, left, bottom - top, right - left, size, bicubic, antialias=True)
-            torch.manual_seed(seed_of(draw, f"{row} {side}", 0, look))
-            view = GREY(JITTER(view)) if colour else view
-            if blur and torch.rand(()) < 0.5:
-                view = view.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
-            pixels = vision.pil_to_tensor(view)
-            shown.append(pixels.flip(2) if self.origin.flipped[row, side] else pixels)
+        for row, (picture, look) in enumerate(zip(self.pictures[side], self.looks[side], strict=True)):
+            if other:
+                again = recipe("moco_v2").full[0].draw((99, 99), Random(seed_of(other, f"{row} {side}", 0, "look")))
+                look = again._replace(box=look.box, flipped=look.flipped)
+            view, _ = pixels.cut(picture, look, self.size)
+            shown.append(torch.from_numpy(pixels.applied(view, KINDS[kind](look))))
         return torch.stack(shown).float() / 255
 
 
@@ -120,22 +121,22 @@ def pictures(name: str, count: int, size: int) -> tuple[ImageSource, Made]:
     return source, Made(source, made)
 
 
-def cut(source: ImageSource, made: Made, times: int, size: int) -> Crops:
-    """Cut `times` pairs of each image by MoCo v2's crops; the generated view is on either side with equal chance."""
-    chosen: list[list[Image.Image]] = [[], []]
-    rows: list[tuple[int, list[int], list[list[float]], list[bool]]] = []
-    torch.manual_seed(0)
-    for image in [i for i in range(len(source)) for _ in range(times)]:
-        draws = [-1, 0] if torch.rand(()) < 0.5 else [0, -1]
-        boxes, flips = [], []
-        for side, draw in enumerate(draws):
-            picture = square(source.image(image), min(source.image(image).size)) if draw < 0 else made.images[image]
+def cut(source: ImageSource, made: Made, times: int, size: int) -> Cuts:
+    """Cut `times` pairs of each image as MoCo v2 does; the generated view is on either side with equal chance."""
+    chosen: list[list[np.ndarray]] = [[], []]
+    looks: list[list[Look]] = [[], []]
+    rows = [image for image in range(len(source)) for _ in range(times)]
+    draws = [Random(seed_of(0, str(number), 0, "side")).sample([-1, 0], 2) for number in range(len(rows))]
+    for number, (image, pair) in enumerate(zip(rows, draws, strict=True)):
+        for side, draw in enumerate(pair):
+            picture = np.array(source.image(image) if draw < 0 else made.images[image])
+            chance = Random(seed_of(0, str(number), side, "look"))
             chosen[side].append(picture)
-            top, left, height, width = RandomResizedCrop.get_params(picture, [0.2, 1.0], [3 / 4, 4 / 3])
-            boxes.append([part / picture.width for part in (left, top, left + width, top + height)])
-            flips.append(bool(torch.rand(()) < 0.5))
-        rows.append((image, draws, boxes, flips))
-    return Crops(chosen, Origin(*(torch.tensor(part) for part in zip(*rows, strict=True))), size)
+            looks[side].append(recipe("moco_v2").full[0].draw((picture.shape[1], picture.shape[0]), chance))
+    pairs = list(zip(*looks, strict=True))
+    box, flipped = ([[getattr(look, name) for look in pair] for pair in pairs] for name in ("box", "flipped"))
+    origin = Origin(torch.tensor(rows), torch.tensor(draws), torch.tensor(box), torch.tensor(flipped))
+    return Cuts(chosen, looks, origin, size)
 
 
 def direction_of(source: ImageSource, encoder: FrozenEncoder) -> Tensor:
@@ -170,25 +171,24 @@ def spearman(one: Tensor, other: Tensor) -> float:
 def variants(chosen: argparse.Namespace) -> dict[str, CachedQuality]:
     """Ways of caching, by name; the first is the one that is judged."""
     base = CachedQuality(components=chosen.components, correction=chosen.correction)
-    found = {"cached, corrected": base, "cached, not corrected": replace(base, correction=0)}
+    plain, own = replace(base, correction=0), chosen.encoder_size
+    found = {"cached, corrected": base, "cached, not corrected": plain}
     if not chosen.quick:
-        plain, own = replace(base, correction=0), chosen.encoder_size
-        found |= {f"not corrected, pictures at {side}": replace(plain, size=side) for side in (own, 3 * own, 4 * own)}
-        found |= {f"not corrected, {k} components": replace(plain, components=k) for k in (8, 16, 96)}
-        found |= {f"corrected, {k} components": replace(base, components=k) for k in (8, 16)}
-        found |= {f"corrected on {n} crops": replace(base, correction=n) for n in (chosen.correction // 4,)}
-        found |= {f"corrected, pictures at {own}": replace(base, size=own)}
+        found |= {f"not corrected, pictures at {side} px": replace(plain, size=side) for side in (own, 3 * own)}
+        found |= {f"not corrected, {k} components": replace(plain, components=k) for k in (8, 128)}
+        found |= {"corrected, 8 components": replace(base, components=8)}
+        found |= {f"corrected on {chosen.correction // 4} crops": replace(base, correction=chosen.correction // 4)}
     return found
 
 
-def compare(chosen: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[str, float]], CachedWeigher, Crops]:
+def compare(chosen: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[str, float]], CachedWeigher, Cuts]:
     """Correlations of every way with the exact weights, by kind of view; and the judged cache."""
     source, made = pictures(chosen.data, chosen.images, chosen.size)
-    crops = cut(source, made, chosen.times, chosen.size)
+    cuts = cut(source, made, chosen.times, chosen.size)
     encoder = load_frozen(chosen.encoder, chosen.encoder_size)
     direction = direction_of(source, encoder)
-    views = {kind: [crops.views(side, kind) for side in (0, 1)] for kind in KINDS}
-    exact = {kind: quality(ExactWeigher(encoder, direction), both, crops.origin) for kind, both in views.items()}
+    views = {kind: [cuts.views(side, kind) for side in (0, 1)] for kind in KINDS}
+    exact = {kind: quality(ExactWeigher(encoder, direction), both, cuts.origin) for kind, both in views.items()}
     weighers = {}
     for number, (name, settings) in enumerate(variants(chosen).items()):
         looking = Looking(source, encoder, AnalyseSettings(batch=BATCH), "cpu", silent, lambda *_: None)
@@ -197,15 +197,15 @@ def compare(chosen: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[st
         weighers[name] = cache(caching, folder / str(number), seed=0, identity={})
         print(f"{name}: made in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     found = {
-        name: {kind: spearman(quality(weigh, views[kind], crops.origin), exact[kind]) for kind in KINDS}
+        name: {kind: spearman(quality(weigh, views[kind], cuts.origin), exact[kind]) for kind in KINDS}
         for name, weigh in weighers.items()
     }
     others = [
-        quality(ExactWeigher(encoder, direction), [crops.views(side, "both", n) for side in (0, 1)], crops.origin)
+        quality(ExactWeigher(encoder, direction), [cuts.views(side, "both", n) for side in (0, 1)], cuts.origin)
         for n in range(1, chosen.looks + 1)
     ]
     found["other looks, exact"] = {"both": spearman(torch.stack(others).mean(dim=0), exact["both"])}
-    return found, next(iter(weighers.values())), crops
+    return found, next(iter(weighers.values())), cuts
 
 
 def seconds(what: Callable[[], object], times: int) -> float:
@@ -340,14 +340,14 @@ def main(given: Sequence[str] | None = None) -> int:
 
 def measured(chosen: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Print the table of correlations; return the judged one and the costs beside a step of ResNet-18."""
-    table, weigh, crops = compare(chosen, folder)
+    table, weigh, cuts = compare(chosen, folder)
     print(f"{'Spearman with the exact weights':34}" + "".join(f"{kind:>12}" for kind in KINDS))
     for name, row in table.items():
         print(f"{name:34}" + "".join(f"{row[kind]:12.3f}" if kind in row else f"{'–':>12}" for kind in KINDS))
-    rows = torch.arange(chosen.batch or 64) % len(crops.origin.image)
+    rows = torch.arange(chosen.batch or 64) % len(cuts.origin.image)
     views, origin = (
-        [crops.views(side, "both")[rows] for side in (0, 1)],
-        Origin(*(part[rows] for part in crops.origin)),
+        [cuts.views(side, "both")[rows] for side in (0, 1)],
+        Origin(*(part[rows] for part in cuts.origin)),
     )
     encoder = load_frozen(chosen.encoder, chosen.encoder_size)
     exact = ExactWeigher(encoder, torch.ones(encoder.encode(views[0][:1]).tokens.shape[-1]))
