@@ -172,7 +172,7 @@ def variants(chosen: argparse.Namespace) -> dict[str, CachedQuality]:
     """Ways of caching, by name; the first is the one that is judged."""
     base = CachedQuality(components=chosen.components, correction=chosen.correction)
     plain, own = replace(base, correction=0), chosen.encoder_size
-    found = {"cached, corrected": base, "cached, not corrected": plain}
+    found = {"cached, corrected": base}
     if not chosen.quick:
         found |= {f"not corrected, pictures at {side} px": replace(plain, size=side) for side in (own, 3 * own)}
         found |= {f"not corrected, {k} components": replace(plain, components=k) for k in (8, 128)}
@@ -196,6 +196,8 @@ def compare(chosen: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[st
         caching = Caching(looking, made, direction, settings, chosen.size)
         weighers[name] = cache(caching, folder / str(number), seed=0, identity={})
         print(f"{name}: made in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    judged = weighers["cached, corrected"]
+    weighers["cached, not corrected"] = CachedWeigher(judged.grids, judged.grid, None)
     found = {
         name: {kind: spearman(quality(weigh, views[kind], cuts.origin), exact[kind]) for kind in KINDS}
         for name, weigh in weighers.items()
@@ -205,7 +207,7 @@ def compare(chosen: argparse.Namespace, folder: Path) -> tuple[dict[str, dict[st
         for n in range(1, chosen.looks + 1)
     ]
     found["other looks, exact"] = {"both": spearman(torch.stack(others).mean(dim=0), exact["both"])}
-    return found, next(iter(weighers.values())), cuts
+    return found, judged, cuts
 
 
 def seconds(what: Callable[[], object], times: int) -> float:
@@ -313,8 +315,8 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     )
     chosen = parser.parse_args(given)
     if chosen.quick:
-        chosen.images, chosen.times, chosen.looks = min(chosen.images, 160), 2, 2
-        chosen.correction = min(chosen.correction, 1024)
+        chosen.images, chosen.times, chosen.looks = min(chosen.images, 80), 2, 2
+        chosen.correction, chosen.batch = min(chosen.correction, 1024), chosen.batch or 32
     chosen.encoder_size = chosen.encoder_size or chosen.size
     return chosen
 
@@ -356,7 +358,7 @@ def measured(chosen: argparse.Namespace, folder: Path) -> dict[str, float]:
     found |= {"uncorrected_crop_alone": table["cached, not corrected"]["crop alone"]}
     found |= costs(weigh, exact, views, origin, 7)
     backbone = BackboneSettings("resnet18", stem_stride=2 if chosen.size <= 64 else 4)
-    return found | {"step_seconds": seconds(step_of(backbone, views), 5)} | sizes(weigh)
+    return found | {"step_seconds": seconds(step_of(backbone, views), 3)} | sizes(weigh)
 
 
 if __name__ == "__main__":

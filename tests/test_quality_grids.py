@@ -155,6 +155,23 @@ def test_kept_maps_come_back_by_image_and_draw(tmp_path: Path) -> None:
     assert grids.bytes_each * len(truth) < size < grids.bytes_each * len(truth) + 3 * 2000
 
 
+def test_processes_begin_at_different_parts_and_do_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def make(images: range) -> Maps:
+        made.append(images.start // 5)
+        places = np.array([place_of(i, -1) for i in images], dtype=np.int64)
+        return Maps(places, torch.full((len(images), 1, 1, 1), 1.0))
+
+    (tmp_path / "part-00002.arrow").touch()  # what another process has made
+    monkeypatch.setattr(rooms, "world_size", lambda: 2)
+    monkeypatch.setattr(rooms, "rank", lambda: 1)
+    make_parts(tmp_path, 24, make, "", silent)
+    assert made == [3, 4, 0, 1]
+
+
 def test_cached_weights_are_near_the_exact_ones(tmp_path: Path) -> None:
     views, origin = shown(Painted(12), list(range(12)), np.random.default_rng(0))
     exact = ExactWeigher(Colours(), DIRECTION, Weighting(2.0))(views, origin, 0.0)
