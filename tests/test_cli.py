@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from genview.cli import main
 from genview.store import RunFolder
 
 EXPERIMENT = """
@@ -40,6 +43,26 @@ baseline: true
 def genview(*words: object, **more: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error::DeprecationWarning:genview", "-m", "genview", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)  # type: ignore[call-overload, no-any-return]
+
+
+class Said(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """The command line within this process: what takes a process five seconds to import is here already."""
+
+    def call(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["genview", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return Said(int(end.value.code or 0), out, err)
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +125,18 @@ def test_damaged_images_are_in_quarantine_with_a_reason_and_not_in_the_views(fin
     assert len(views) == views.made == views.planned > 0
 
 
-def test_doing_it_again_changes_nothing(finished: RunFolder, folder: Path) -> None:
+def test_watch_shows_the_latest_measures(finished: RunFolder, folder: Path, said: Callable[..., Said]) -> None:
+    done = said("watch", "--out", finished.root, "--once")
+    assert done.returncode == 0
+    for name in ("train/loss", "train/rankme", "train/seconds_left", "online/linear/top1"):
+        assert name in done.stderr
+    assert said("watch", "--out", folder / "absent").returncode == 2
+
+
+def test_doing_it_again_changes_nothing(finished: RunFolder, folder: Path, said: Callable[..., Said]) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.views.rglob("*")}
     lines = finished.measures_file.read_text()
-    assert genview("run", folder / "tiny.yaml", "--out", finished.root).returncode == 0
+    assert said("run", folder / "tiny.yaml", "--out", finished.root).returncode == 0
     assert {p: p.stat().st_mtime_ns for p in finished.views.rglob("*")} == before
     assert finished.measures_file.read_text() == lines
 
@@ -136,7 +167,19 @@ def test_killed_in_the_middle_and_continued_ends_in_the_same_bytes(
 def test_help_names_every_verb_and_imports_no_torch() -> None:
     done = genview("--help")
     assert done.returncode == 0
-    for verb in ("run", "analyse", "generate", "import", "fit-generator", "pretrain", "evaluate", "report", "check"):
+    verbs = (
+        "run",
+        "analyse",
+        "generate",
+        "import",
+        "fit-generator",
+        "pretrain",
+        "evaluate",
+        "report",
+        "check",
+        "watch",
+    )
+    for verb in verbs:
         assert verb in done.stdout
     code = "import sys, genview.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -152,30 +195,32 @@ def test_help_names_every_verb_and_imports_no_torch() -> None:
         (["run", "TINY", "--set", "generator={kind: unclip, weights: ROOT/images}"], "model_index.json"),
         (["run", "TINY", "--set", "mehtod=1"], "Did you mean 'method'"),
         (["run", "TINY", "--set", "training.batch=1000"], "fewer than one batch"),
-        (["run", "TINY", "--launcher", "index"], "give it to `genview analyse` and `genview generate`"),
+        (["run", "TINY", "--launcher", "index"], "give --launcher index to `genview analyse` and `genview generate`"),
         (["analyse", "TINY", "--launcher", "index"], "neither a SLURM array, srun nor torchrun"),
         (["import", "TINY", "--from", "ROOT/imagges"], "Did you mean 'images'"),
     ],
 )
 def test_faults_are_one_paragraph_and_exit_code_2(
-    words: list[str], message: str, folder: Path, tmp_path: Path
+    words: list[str], message: str, folder: Path, tmp_path: Path, said: Callable[..., Said]
 ) -> None:
     (folder / "empty").mkdir(exist_ok=True)
     filled = [w.replace("TINY", str(folder / "tiny.yaml")).replace("ROOT", str(folder)) for w in words]
-    done = genview(*filled, "--out", tmp_path / "run")
+    done = said(*filled, "--out", tmp_path / "run")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_folder_of_another_experiment_is_refused(finished: RunFolder, folder: Path) -> None:
-    done = genview("run", folder / "tiny.yaml", "--out", finished.root, "--set", "method.projection=32")
+def test_the_folder_of_another_experiment_is_refused(
+    finished: RunFolder, folder: Path, said: Callable[..., Said]
+) -> None:
+    done = said("run", folder / "tiny.yaml", "--out", finished.root, "--set", "method.projection=32")
     assert done.returncode == 2
     assert "holds another experiment (method.projection: there 16, now 32)" in " ".join(done.stderr.split())
 
 
-def test_check_prints_the_experiment_and_its_cost(folder: Path) -> None:
-    done = genview("check", folder / "tiny.yaml")
+def test_check_prints_the_experiment_and_its_cost(folder: Path, said: Callable[..., Said]) -> None:
+    done = said("check", folder / "tiny.yaml")
     assert done.returncode == 0, done.stderr
     assert "projection: 16" in done.stdout
     assert "images/s" in done.stdout

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,17 @@ from genview.encoders.backbone import export, load, snippet
 from genview.errors import UserError
 from genview.images.origin import Origin
 from genview.methods import Method, MoCoV2, SimSiam
-from genview.pairs import Pairs, PairSettings
+from genview.pairs import Crops, Pairs, PairSettings
 from genview.quality import Quality
 from genview.store import RunFolder
 from genview.training import TrainSettings, plan_of, pretrain
-from genview.training.duration import steps_of
-from genview.training.monitors import feature_std
-from genview.training.optimizer import Sgd, rate_at, schedule
+from genview.training.duration import bytes_of, steps_of
+from genview.training.loggers import TensorBoard
+from genview.training.monitors import feature_std, rank_me, tails
+from genview.training.optimizer import AdamW, Lars, Sgd, groups, rate_at, schedule
+from genview.training.pretrain import check_views
+from genview.training.settings import Precision
+from learners import SMALL, VIT, learner_of
 
 TINY = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
 SETTINGS = TrainSettings(
@@ -47,7 +53,9 @@ def train(
         if done == stop_at:
             raise KeyboardInterrupt
 
-    pairs = Pairs(Painted(24), PairSettings(recipe="small", size=32), seed=0)
+    crops = Crops(count=2, size=16) if method.kind in ("swav", "dino") else None
+    views = PairSettings(recipe="small", size=32, crops=crops)
+    pairs = Pairs(Painted(24), views, seed=0)
     weigh = more.get("weigh")
     return pretrain(method, pairs, settings, RunFolder(folder), weigh=weigh, probe=None, tell=tell)  # type: ignore[arg-type]
 
@@ -103,22 +111,38 @@ def test_slow_copies_are_not_optimised() -> None:
     assert not held & {id(p) for p in learner.key_encoder.parameters()}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.kind)
-@pytest.mark.parametrize("stop_at", [2, 4])
-def test_resume_equals_no_interruption(method: Method, stop_at: int, tmp_path: Path) -> None:
-    """Interrupted inside an epoch after a save (every 3 steps) or before one: the same losses, to the bit."""
-    train(tmp_path / "whole", method)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", method, stop_at=stop_at)
-    train(tmp_path / "cut", method)
-    curves = [
-        [(m.step, m.value) for m in RunFolder(tmp_path / name).measures() if m.name == "train/loss"]
-        for name in ("whole", "cut")
-    ]
+def assert_equal_runs(one: RunFolder, other: RunFolder, steps: int) -> None:
+    curves = [[(m.step, m.value) for m in run.measures() if m.name == "train/loss"] for run in (one, other)]
     assert curves[0] == curves[1]
-    assert len(curves[0]) == 9
-    weights = [safetensors.torch.load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "cut")]
+    assert len(curves[0]) == steps
+    weights = [safetensors.torch.load_file(run.backbone) for run in (one, other)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    states = [torch.load(run.checkpoints / "last.pt", weights_only=True) for run in (one, other)]
+    assert all(torch.equal(value, states[1]["learner"][name]) for name, value in states[0]["learner"].items())
+    assert states[0]["scaler"] == states[1]["scaler"]
+
+
+@pytest.mark.parametrize("stop_at", [2, 4])
+def test_resume_equals_no_interruption(stop_at: int, tmp_path: Path) -> None:
+    """Interrupted inside an epoch after a save (every 3 steps) or before one: the same losses, to the bit."""
+    train(tmp_path / "whole", METHODS[0])
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", METHODS[0], stop_at=stop_at)
+    train(tmp_path / "cut", METHODS[0])
+    assert_equal_runs(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"), 9)
+
+
+@pytest.mark.parametrize("method", SMALL, ids=lambda m: m.kind)
+def test_every_method_goes_on_within_an_epoch_with_other_workers(method: Method, tmp_path: Path) -> None:
+    """Slow copies, queues, prototypes, centres, schedules, drop path, and for one of them float16's scale."""
+    scaled: Precision = "float16" if method.kind == "moco_v2" else "float32"
+    backbone = replace(TINY, args={**TINY.args, "drop_path_rate": 0.2})
+    settings = replace(SETTINGS, backbone=backbone, length="5 steps", save_every="2 steps", precision=scaled)
+    train(tmp_path / "whole", method, settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", method, settings, stop_at=3)
+    train(tmp_path / "cut", method, replace(settings, workers=1))
+    assert_equal_runs(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"), 5)
 
 
 def test_weights_multiply_the_losses_of_their_pairs(tmp_path: Path) -> None:
@@ -227,3 +251,95 @@ def test_the_backbone_normalises_for_itself() -> None:
     with torch.no_grad():
         assert torch.allclose(backbone(images), backbone.net((images - mean) / std))
     assert not any(name.split(".")[-1] == "mean" for name in backbone.state_dict())
+
+
+def test_excluded_parameters_have_no_decay_and_no_adaption() -> None:
+    """Biases and norms take a plain step of the full rate; a weight's step is in proportion to its own norm."""
+    learner = learner_of(METHODS[0])
+    sorted_ = groups(learner, Lars())
+    excluded = [p for group in sorted_ if not group["decays"] for p in group["params"]]
+    assert {p.ndim for p in excluded} == {1}
+    assert all(p.ndim > 1 for group in sorted_ if group["decays"] for p in group["params"])
+    optimizer = Lars(rate=1.0, momentum=0.0, weight_decay=0.01).build(learner)
+    weight, bias = learner.backbone.net.conv1.weight, excluded[0]
+    before = weight.detach().clone(), bias.detach().clone()
+    for parameter in learner.parameters():
+        parameter.grad = torch.full_like(parameter, 100.0)
+    optimizer.step()
+    assert torch.allclose(bias, before[1] - 100.0)
+    ratio = before[0].norm() / (weight.grad.norm() + 0.01 * before[0].norm())
+    assert torch.allclose(weight, before[0] - 0.001 * ratio * (weight.grad + 0.01 * before[0]), rtol=1e-3)
+
+
+def test_layers_below_the_last_have_lower_rates() -> None:
+    learner = learner_of(METHODS[1], VIT)
+    optimizer = AdamW(rate=1.0, layer_decay=0.5).build(learner)
+    rate = schedule(optimizer, AdamW(rate=1.0, layer_decay=0.5), 0, steps=10, warmup=0)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    net = learner.backbone.net
+    patches, block, norm = (
+        rates[id(p)] for p in (net.patch_embed.proj.weight, net.blocks[0].norm1.weight, net.norm.weight)
+    )
+    assert patches == pytest.approx(block / 2)
+    assert block == norm == rate, "timm counts the last norm with the last block"
+    assert rates[id(learner.head[0].weight)] == rate  # type: ignore[index, union-attr]
+
+
+def test_decay_goes_along_a_cosine_to_its_end() -> None:
+    settings = AdamW(weight_decay=0.04, weight_decay_end=0.4, exclude=True)
+    optimizer = settings.build(learner_of(METHODS[0]))
+    schedule(optimizer, settings, 5, steps=10, warmup=0)
+    decays = sorted({group["weight_decay"] for group in optimizer.param_groups})
+    assert decays == pytest.approx([0.0, 0.22])
+    assert rate_at(10, steps=10, warmup=0, peak=1.0, end=0.1) == pytest.approx(0.1)
+
+
+def test_rank_me_counts_directions() -> None:
+    chance = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(64, 4, generator=chance))[0]
+    assert rank_me(basis.T.repeat(10, 1)) == pytest.approx(4.0, rel=1e-3)
+    assert rank_me(torch.ones(32, 64)) == pytest.approx(1.0, rel=1e-3)
+    assert rank_me(torch.eye(16)) == pytest.approx(16.0, rel=1e-3)
+
+
+def test_tails_are_quantiles() -> None:
+    assert tails(torch.arange(101.0)) == (5.0, 95.0)
+
+
+@pytest.mark.parametrize(("text", "count"), [("2 GB", 2e9), ("0 GB", 0), ("0.5 mb", 5e5)])
+def test_sizes(text: str, count: int) -> None:
+    assert bytes_of(text) == count
+    with pytest.raises(UserError, match="'2 GB'"):
+        bytes_of("2 gallons")
+
+
+def test_views_that_a_method_does_not_take_are_refused() -> None:
+    crops = PairSettings(crops=Crops())
+    for method in SMALL:
+        learner = learner_of(method)
+        check_views(learner, PairSettings(), method.kind)
+        if learner.takes != "crops":
+            with pytest.raises(UserError, match=r"pairs\.crops=null"):
+                check_views(learner, crops, method.kind)
+        if learner.takes != "many":
+            with pytest.raises(UserError, match="multi_positive"):
+                check_views(learner, PairSettings(positives=3), method.kind)
+
+
+def test_measures_go_to_tensorboard_too(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tmp_path, METHODS[0], replace(SETTINGS, log=("tensorboard",)))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    written = [(m.step, m.value) for m in RunFolder(tmp_path).measures() if m.name == "train/loss"]
+    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in shown] == [step for step, _ in written]
+    assert [value for _, value in shown] == pytest.approx([value for _, value in written])
+
+
+def test_a_logger_that_is_not_installed_names_the_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'genview\[tensorboard\]'"):
+        TensorBoard(tmp_path, 0)
