@@ -92,9 +92,11 @@ class Step(nn.Module):
 
     def dino(self, width: int) -> None:
         hidden, d, out = (self.numbers[name] for name in ("hidden", "bottleneck", "outputs"))
-        self.head = heads.DINOProjectionHead(width, hidden, d, out)
+        self.head, teacher = (heads.DINOProjectionHead(width, hidden, d, out) for _ in range(2))
+        teacher.load_state_dict(self.head.state_dict())  # its weight norm cannot be copied
+        self.fast, self.slow = (self.backbone, self.head), nn.ModuleList([copy.deepcopy(self.backbone), teacher])
+        deactivate_requires_grad(self.slow)
         criterion = losses.DINOLoss(output_dim=out)
-        self._copied(self.backbone, self.head)
         self.loss = lambda v: criterion(
             [self._slow(x) for x in v[:2]], [self.head(self.backbone(x)) for x in v], epoch=0
         )
