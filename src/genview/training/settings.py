@@ -8,12 +8,10 @@ from typing import Literal
 from genview.encoders.backbone import BackboneSettings
 from genview.errors import UserError
 from genview.training.duration import steps_of
-from genview.training.optimizer import AdamW, Lars, Optimizer, Sgd
+from genview.training.optimizer import Optimizer, Sgd
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Log = Literal["tensorboard", "wandb"]
-
-__all__ = ["AdamW", "Lars", "Plan", "Sgd", "TrainSettings", "plan_of"]
 
 
 @dataclass(frozen=True)
