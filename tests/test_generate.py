@@ -26,7 +26,7 @@ from genview.seeds import seed_of
 from genview.store import read_table
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}, stem_stride=2)
-ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, condition_from=(0, 2), channels=4)
+ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, detail_from=(0, 2), detail_channels=4, gist_channels=6)
 FIT = FitSettings(
     network=NetworkSettings(widths=(16, 32), layers=1),
     samples=48,
@@ -254,5 +254,5 @@ def test_wrong_weights_are_clear_errors(fitted: tuple[Path, list[float]], tmp_pa
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableUnCLIPImg2ImgPipeline"}')
     with pytest.raises(UserError, match="kind: unclip"):
         EmbeddedSettings(weights=str(tmp_path)).load("cpu")
-    with pytest.raises(UserError, match="multiple of 4 pixels"):
+    with pytest.raises(UserError, match="multiple of 8 pixels"):
         EmbeddedSettings(weights=str(fitted[0]), size=33).load("cpu")

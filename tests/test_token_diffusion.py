@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from conftest import Painted
-from genview.encoders import BackboneSettings, TokenEncoder, TokenEncoderSettings
+from genview.encoders import BackboneSettings, Code, TokenEncoder, TokenEncoderSettings
 from genview.generators.code import fit_code, fold
 from genview.generators.fit import FitSettings, TokenDiffusion
-from genview.generators.token_diffusion import NOTHING_KNOWN, NetworkSettings
+from genview.generators.token_diffusion import NOTHING_KNOWN, NetworkSettings, NoisedCode, noised
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
-ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, condition_from=(0, 2), channels=4)
+ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, detail_from=(0, 2), detail_channels=4, gist_channels=6)
 FIT = FitSettings(network=NetworkSettings(widths=(16, 32), layers=1))
 
 
@@ -40,10 +40,10 @@ def model(images: Tensor) -> TokenDiffusion:
 
 @torch.no_grad()
 def rows(model: TokenDiffusion, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features, pixels, code and sketch of every patch, in float64."""
-    _, seen = model.encoder.features(images)
-    code = model.encoder.project(seen)
-    found = (seen, fold(images, model.encoder.stride), code, model.encoder.sketch(code))
+    """Fine features, pixels, detail and sketch of every patch, in float64."""
+    seen = model.encoder.features(images).fine
+    detail = model.encoder.detail(seen)
+    found = (seen, fold(images, model.encoder.stride), detail, model.encoder.sketch(detail))
     return tuple(x.movedim(1, -1).flatten(0, 2).double() for x in found)  # type: ignore[return-value]
 
 
@@ -55,10 +55,23 @@ def test_folded_images_unfold_to_themselves(patch: int) -> None:
     assert torch.allclose(F.pixel_shuffle(folded, patch) / 2 + 0.5, images, atol=1e-6)
 
 
+@torch.no_grad()
 def test_codes_are_standardised_and_uncorrelated(model: TokenDiffusion, images: Tensor) -> None:
-    _, _, code, _ = rows(model, images)
-    assert code.mean(dim=0).abs().max() < 1e-3
-    assert torch.allclose(torch.cov(code.T, correction=0), torch.eye(4).double(), atol=2e-3)
+    for part in model.encoder(images)[1]:
+        values = part.movedim(1, -1).flatten(0, 2).double()
+        assert values.mean(dim=0).abs().max() < 1e-3
+        assert torch.allclose(torch.cov(values.T, correction=0), torch.eye(part.shape[1]).double(), atol=2e-3)
+
+
+@torch.no_grad()
+def test_the_gist_loses_least_of_the_deep_features(model: TokenDiffusion, images: Tensor) -> None:
+    """Against the singular values of the centred features: no six directions explain more of them."""
+    deep = model.encoder.features(images).deep.movedim(1, -1).flatten(0, 2).double().numpy()
+    gist = model.encoder(images)[1].gist.movedim(1, -1).flatten(0, 2).double().numpy()
+    deep = deep - deep.mean(axis=0)
+    left = deep - gist @ np.linalg.lstsq(gist, deep, rcond=None)[0]
+    least = np.linalg.svd(deep, compute_uv=False)[6:]
+    assert np.square(left).sum() == pytest.approx(np.square(least).sum(), rel=1e-3)
 
 
 def test_the_sketch_is_the_best_that_four_numbers_can_do(model: TokenDiffusion, images: Tensor) -> None:
@@ -78,41 +91,65 @@ def test_the_sketch_is_the_best_that_four_numbers_can_do(model: TokenDiffusion, 
     assert np.square(y - again).mean() == pytest.approx(error, rel=1e-3)
 
 
-@pytest.mark.parametrize(("t", "level"), [(0, 0), (300, 0), (300, 400), (999, 100), (700, 900), (500, NOTHING_KNOWN)])
-def test_the_guess_is_the_posterior_mean_of_three_observations(model: TokenDiffusion, t: int, level: int) -> None:
-    """One value of the pixels by summing over a fine grid: prior times likelihoods of x_t and of the noised code."""
+@pytest.mark.parametrize(("t", "kept"), [(0, 1.0), (300, 1.0), (300, 0.6), (999, 0.9), (700, 0.02), (500, 0.0)])
+def test_the_guess_is_the_posterior_mean_of_three_observations(model: TokenDiffusion, t: int, kept: float) -> None:
+    """One value of the pixels by summing over a fine grid: prior times likelihoods of x_t and the noised detail."""
     denoiser, chance = model.denoiser, torch.Generator().manual_seed(1)
-    x, code = torch.randn(1, 48, 2, 2, generator=chance), torch.randn(1, 4, 2, 2, generator=chance)
-    code = torch.zeros_like(code) if level == NOTHING_KNOWN else code
+    x, detail = torch.randn(1, 3, 8, 8, generator=chance), torch.randn(1, 4, 2, 2, generator=chance)
+    everywhere = torch.rand(1, 1, 2, 2, generator=chance)
+    everywhere[0, 0, 1, 0] = kept
+    detail = detail * (everywhere > 0)
     with torch.no_grad():
-        guess, spread = denoiser.guess(x, torch.tensor([t]), code, torch.tensor([level]))
-        sketch, weight = denoiser.encoder.sketch(code), denoiser.encoder.sketch.weight
+        guess, spread = denoiser.guess(x, torch.tensor([t]), NoisedCode(detail, torch.zeros(()), everywhere))
+        sketch, weight = denoiser.encoder.sketch(detail), denoiser.encoder.sketch.weight
         mean = float(denoiser.encoder.sketch.bias[7])  # type: ignore[index]
-        seen, said = float(x[0, 7, 1, 0]), float(sketch[0, 7, 1, 0]) - mean
+        seen, said = float(x[0, 0, 5, 3]), float(sketch[0, 7, 1, 0]) - mean
     residual, sketched = float(denoiser.encoder.residual), float(weight.square().sum(dim=1).mean())
     abar = float(model.pixels.alphas_cumprod[t])
     grid = np.linspace(-4, 4, 400_001)
     log = -((grid - mean) ** 2) / (2 * (residual + sketched)) - (seen - abar**0.5 * grid) ** 2 / (2 * (1 - abar))
-    if level != NOTHING_KNOWN:
-        kept = float(model.noising.alphas_cumprod[level])
+    if kept:
         log -= (mean + said / kept**0.5 - grid) ** 2 / (2 * (residual + sketched * (1 - kept) / kept))
     weights = np.exp(log - log.max())
     expected = float((weights * grid).sum() / weights.sum())
     deviation = float(np.sqrt((weights * (grid - expected) ** 2).sum() / weights.sum()))
-    assert float(guess[0, 7, 1, 0]) == pytest.approx(expected, abs=2e-4)
-    assert float(spread) == pytest.approx(deviation, rel=2e-3)
+    assert float(guess[0, 0, 5, 3]) == pytest.approx(expected, abs=2e-4)
+    assert float(spread[0, 0, 5, 3]) == pytest.approx(deviation, rel=2e-3)
 
 
+@torch.no_grad()
 def test_an_untrained_network_changes_nothing(model: TokenDiffusion, images: Tensor) -> None:
-    t, level = torch.tensor([999, 400]), torch.tensor([0, NOTHING_KNOWN])
-    x, code = torch.randn(2, 48, 8, 8), model.encoder(images[:2])[1]
+    t, x = torch.tensor([999, 400]), torch.randn(2, 3, 32, 32)
+    code, level = model.noised_code(images[:2])
+    assert torch.equal(model.denoiser(x, t, code, level), model.denoiser.guess(x, t, code)[0])
+
+
+def test_noise_on_a_code_by_hand() -> None:
+    code, noise = Code(torch.ones(2, 1, 2, 2), torch.ones(2, 3, 1, 1)), Code(*(torch.full((1,), 2.0),) * 2)
+    level, of_detail = torch.tensor([0, 1]), torch.tensor([[[[1, 0], [2, 2]]], [[[1, 1], [1, 1]]]])
+    found = noised(code, level, of_detail, noise, torch.tensor([1.0, 0.64, 0.0]))
+    assert found.gist[:, 0, 0, 0].tolist() == pytest.approx([1, 0.8 + 2 * 0.6])
+    assert found.detail[0, 0].flatten().tolist() == pytest.approx([2.0, 1.0, 2.0, 2.0])
+    assert found.kept[0, 0].flatten().tolist() == pytest.approx([0.64, 1, 0, 0])
+
+
+def test_details_get_at_least_the_noise_of_the_gist(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = TokenDiffusion(TokenEncoder(ENCODER), replace(FIT, dropout=0.0)).train()
     with torch.no_grad():
-        assert torch.equal(model.denoiser(x, t, code, level), model.denoiser.guess(x, t, code, level)[0])
+        code, level = model.noised_code(images.repeat(3, 1, 1, 1))
+    of_gist = model.noising.alphas_cumprod[level].view(-1, 1, 1, 1)
+    assert bool((code.kept <= of_gist + 1e-6).all())
+    different = (code.kept.amin(dim=(1, 2, 3)) < code.kept.amax(dim=(1, 2, 3))).float().mean()
+    assert 0.15 < float(different) < 0.6, "some have two levels of detail"
+    clean = code.kept.amin(dim=(1, 2, 3)) > 0.999
+    assert 5 < int(clean.sum()) < 40
+    assert bool((level[clean] < 40).all())
 
 
 def test_the_loss_is_the_error_of_clean_pixels_times_a_bounded_weight(images: Tensor) -> None:
     torch.manual_seed(0)
-    model = TokenDiffusion(TokenEncoder(ENCODER), replace(FIT, snr=30.0)).train()
+    model = TokenDiffusion(TokenEncoder(ENCODER), replace(FIT, snr=12.0)).train()
     fit_code(model.encoder, images.split(16))
     torch.nn.init.normal_(model.denoiser.unet.conv_out.weight, std=0.1)
     with torch.no_grad():
@@ -120,14 +157,14 @@ def test_the_loss_is_the_error_of_clean_pixels_times_a_bounded_weight(images: Te
         losses = model(images[:12])
         torch.manual_seed(5)
         code, level = model.noised_code(images[:12])
-        clean = fold(images[:12], 4)
+        clean = images[:12] * 2 - 1
         t = torch.randint(0, 1000, (12,))
         x = model.pixels.add_noise(clean, torch.randn_like(clean), t)
-        error = (model.denoiser(x, t, code, level) - clean).square().mean(dim=(1, 2, 3))
-        _, spread = model.denoiser.guess(x, t, code, level)
-    precision = 1 / spread.flatten().square()
-    assert bool((precision > 30).any() & (precision < 30).any())
-    assert torch.allclose(losses, error * precision.clamp(max=30), rtol=1e-4)
+        error = (model.denoiser(x, t, code, level) - clean).square()
+        _, spread = model.denoiser.guess(x, t, code)
+    precision = 1 / spread.square()
+    assert bool((precision > 12).any() & (precision < 12).any())
+    assert torch.allclose(losses, (error * precision.clamp(max=12)).mean(dim=(1, 2, 3)), rtol=1e-4)
 
 
 def test_dropped_codes_are_zero_and_say_so(images: Tensor) -> None:
@@ -138,6 +175,6 @@ def test_dropped_codes_are_zero_and_say_so(images: Tensor) -> None:
         _, whole = model.encoder(images.repeat(2, 1, 1, 1))
     dropped = level == NOTHING_KNOWN
     assert 20 < int(dropped.sum()) < 60
-    assert float(code[dropped].abs().max()) == 0.0
+    assert all(float(part[dropped].abs().max()) == 0.0 for part in code)
     assert bool((level[~dropped] == 0).all())
-    assert float((code - whole)[~dropped].abs().max()) < 0.05, "level 0 has hardly any noise"
+    assert float((code.gist - whole.gist)[~dropped].abs().max()) < 0.05, "level 0 has hardly any noise"

@@ -5,6 +5,7 @@ from pathlib import Path
 from genview.encoders.backbone import Backbone, BackboneSettings
 from genview.encoders.frozen import Encoded, FrozenEncoder
 from genview.encoders.token_encoder import (
+    Code,
     TokenEncoder,
     TokenEncoderSettings,
     load_token_encoder,
@@ -15,6 +16,7 @@ from genview.encoders.tower import TimmTower, load_timm
 __all__ = [
     "Backbone",
     "BackboneSettings",
+    "Code",
     "Encoded",
     "FrozenEncoder",
     "TimmTower",

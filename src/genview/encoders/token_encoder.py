@@ -1,11 +1,11 @@
-"""The small encoder that `fit-generator` trains: foreground tokens and a spatial condition from one pass."""
+"""The small encoder that `fit-generator` trains: foreground tokens and a generator's condition from one pass."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import safetensors.torch
 import torch
@@ -31,24 +31,35 @@ def weights_folder(name: str) -> Path:
 
 @dataclass(frozen=True)
 class TokenEncoderSettings:
-    """A trunk, the feature level that gives tokens, and the levels and channels of the condition.
+    """A trunk, the feature level that gives tokens, and the levels and channels of the condition's two parts.
 
-    Levels count from the stem (0). At 32 px with `stem_stride` 2, levels 0 and 1 are 16×16 maps, level 2 is 8×8
-    and level 3 is 4×4. A condition from the stem and level 2 knows both how things look and what they are.
+    Levels count from the stem (0). The *detail* says how things look: `detail_channels` numbers for each position of
+    the coarsest of the levels `detail_from`. The *gist* says what they are: `gist_channels` for each position of the
+    level `gist_from`, which is coarser. At 32 px with `stem_stride` 2, levels 0 and 1 are 16×16 maps, level 2 is 8×8
+    and level 3 is 4×4.
     """
 
     trunk: BackboneSettings = field(default_factory=BackboneSettings)
     tokens_from: int = 3
-    condition_from: tuple[int, ...] = (0, 2)
-    channels: int = 8
+    detail_from: tuple[int, ...] = (0, 2)
+    detail_channels: int = 8
+    gist_from: int = 3
+    gist_channels: int = 32
+
+
+class Code(NamedTuple):
+    """The condition of a small generator: detail B×D×h×w and gist B×G×(h/k)×(w/k), of unit variance a channel."""
+
+    detail: Tensor
+    gist: Tensor
 
 
 class TokenEncoder(nn.Module):
     """Images B×3×S×S in [0, 1] → feature maps, and a code with zero mean and unit variance per channel.
 
-    The code is a linear map of some feature levels, and `sketch` a linear map of the code back to the pixels of
-    each stride×stride block, in [-1, 1]; `residual` is the mean variance of the pixels that the sketch misses.
-    `generators.code.fit_code` sets all three. That channels have unit variance gives the noise levels of unCLIP
+    Detail and gist are linear maps of some feature levels. `sketch` is a linear map of the detail back to the pixels
+    of each stride×stride block, in [-1, 1]; `residual` is the mean variance of the pixels that the sketch misses.
+    `generators.code.fit_code` sets them all. That channels have unit variance gives the noise levels of unCLIP
     their meaning: at level l the signal is sqrt(abar_l) and the noise sqrt(1 - abar_l) of one unit.
     """
 
@@ -63,32 +74,43 @@ class TokenEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(settings.trunk.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.trunk.std).view(1, 3, 1, 1), persistent=False)
         with torch.no_grad():
-            _, seen = self.eval().features(torch.zeros(1, 3, TRIAL, TRIAL))
-        self.stride = TRIAL // seen.shape[-1]
-        self.project = nn.Conv2d(seen.shape[1], settings.channels, 1)
-        self.sketch = nn.Conv2d(settings.channels, 3 * self.stride**2, 1)
+            seen = self.eval().features(torch.zeros(1, 3, TRIAL, TRIAL))
+        self.stride, self.gist_stride = (TRIAL // found.shape[-1] for found in (seen.fine, seen.deep))
+        self.detail = nn.Conv2d(seen.fine.shape[1], settings.detail_channels, 1)
+        self.gist = nn.Conv2d(seen.deep.shape[1], settings.gist_channels, 1)
+        self.sketch = nn.Conv2d(settings.detail_channels, 3 * self.stride**2, 1)
         self.register_buffer("residual", torch.ones(()))
         self.train()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the token map B×D×h×w and the code B×C×(S/stride)×(S/stride)."""
-        token_map, seen = self.features(images)
-        return token_map, self.project(seen)
+    def forward(self, images: Tensor) -> tuple[Tensor, Code]:
+        """Return the token map B×D×h×w and the code."""
+        seen = self.features(images)
+        return seen.tokens, Code(self.detail(seen.fine), self.gist(seen.deep))
 
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Token map, and the code's feature levels side by side, finer ones folded onto the coarsest's grid."""
-        levels = self.settings.condition_from
-        wanted = sorted({*levels, self.settings.tokens_from})
+    def features(self, images: Tensor) -> Features:
+        """Run the trunk, normalised, and lay the levels of the detail side by side."""
+        settings = self.settings
+        wanted = sorted({*settings.detail_from, settings.gist_from, settings.tokens_from})
         x = (images - self.mean) / self.std
         found = self.trunk.forward_intermediates(x, indices=wanted, stop_early=True, intermediates_only=True)
         maps = dict(zip(wanted, found, strict=True))
-        side = maps[max(levels)].shape[-1]
-        folded = [F.pixel_unshuffle(maps[level], maps[level].shape[-1] // side) for level in levels]
-        return maps[self.settings.tokens_from], torch.cat(folded, dim=1)
+        side = maps[max(settings.detail_from)].shape[-1]
+        folded = [F.pixel_unshuffle(maps[level], maps[level].shape[-1] // side) for level in settings.detail_from]
+        return Features(maps[settings.tokens_from], torch.cat(folded, dim=1), maps[settings.gist_from])
+
+
+class Features(NamedTuple):
+    """Feature maps of a trunk: tokens; what the detail is read from, finer levels folded onto the coarsest's grid;
+    and what the gist is read from.
+    """
+
+    tokens: Tensor
+    fine: Tensor
+    deep: Tensor
 
 
 class FrozenTokenEncoder:
-    """A trained `TokenEncoder` as a `FrozenEncoder`; the embedding is the condition, flattened."""
+    """A trained `TokenEncoder` as a `FrozenEncoder`; the embedding is the code, detail before gist, flattened."""
 
     def __init__(self, name: str, model: TokenEncoder, size: int) -> None:
         self.name = name
@@ -100,18 +122,22 @@ class FrozenTokenEncoder:
         """The network, whose sketch a generator starts from."""
         return self._model
 
-    @property
-    def condition_shape(self) -> tuple[int, int, int]:
-        """Shape C×h×w of the condition before flattening."""
-        side = self.size // self._model.stride
-        return self._model.settings.channels, side, side
+    def code(self, embedding: Tensor) -> Code:
+        """Turn embeddings B×E back into a code."""
+        settings, model = self._model.settings, self._model
+        side, coarse = self.size // model.stride, self.size // model.gist_stride
+        detail, gist = embedding.split(
+            [settings.detail_channels * side**2, settings.gist_channels * coarse**2], dim=1
+        )
+        return Code(detail.unflatten(1, (-1, side, side)), gist.unflatten(1, (-1, coarse, coarse)))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Encoded:
         """Encode B×3×H×W in [0, 1]; see `FrozenEncoder`."""
-        token_map, condition = self._model(fitted(images, self.size))
+        token_map, code = self._model(fitted(images, self.size))
         grid = (token_map.shape[2], token_map.shape[3])
-        return Encoded(as_tokens(token_map), condition.flatten(1).float(), grid)
+        embedding = torch.cat([part.flatten(1) for part in code], dim=1).float()
+        return Encoded(as_tokens(token_map), embedding, grid)
 
     def to(self, device: torch.device | str) -> Self:
         """Move to a device."""
@@ -135,8 +161,8 @@ def load_token_encoder(folder: Path, size: int) -> FrozenTokenEncoder:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        trunk, levels = BackboneSettings(**config.pop("trunk")), tuple(config.pop("condition_from"))
-        model = TokenEncoder(TokenEncoderSettings(trunk=trunk, condition_from=levels, **config))
+        trunk, levels = BackboneSettings(**config.pop("trunk")), tuple(config.pop("detail_from"))
+        model = TokenEncoder(TokenEncoderSettings(trunk=trunk, detail_from=levels, **config))
         state = safetensors.torch.load_file(folder / "model.safetensors")
         model.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
@@ -146,6 +172,6 @@ def load_token_encoder(folder: Path, size: int) -> FrozenTokenEncoder:
             f"{folder} does not hold an encoder made by `genview fit-generator` ({error}). "
             "Point at the `encoder` folder inside its --out folder."
         ) from error
-    if size % model.stride:
-        raise UserError(f"size {size} does not suit this encoder: take a multiple of {model.stride} pixels.")
+    if size % model.gist_stride:
+        raise UserError(f"size {size} does not suit this encoder: take a multiple of {model.gist_stride} pixels.")
     return FrozenTokenEncoder(folder.parent.name, model, size)

@@ -14,8 +14,8 @@ from torch import Tensor
 from genview.encoders.token_encoder import FrozenTokenEncoder, weights_folder
 from genview.errors import UserError
 from genview.generators.generator import Text
-from genview.generators.sampler import Course, Step, denoise, finished, noise_for, noised_embedding
-from genview.generators.token_diffusion import NOTHING_KNOWN, load_layout
+from genview.generators.sampler import Course, Step, check_levels, denoise, finished, noise_for
+from genview.generators.token_diffusion import NOTHING_KNOWN, NoisedCode, load_layout, noised
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class EmbeddedSettings:
     """`weights` names a model inside the package or the --out folder of `genview fit-generator`.
 
     `size` is the side of the views, a multiple of 8 pixels; the network is convolutional and was trained on
-    windows of 32. With a guidance of 1 the network runs once a step, otherwise twice.
+    windows of 32. The detail of the code gets `pace` times the level of its gist. With a guidance of 1 the network
+    runs once a step, otherwise twice.
     """
 
     kind: Literal["embedded"] = "embedded"
@@ -31,6 +32,7 @@ class EmbeddedSettings:
     size: int = 32
     steps: int = 2
     guidance: float = 1.0
+    pace: float = 2.5
     batch: int = 64
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -89,34 +91,36 @@ class Embedded:
         """Make one view a row; see `Generator.sample`."""
         if texts is not None:
             raise UserError("The embedded generator reads no text: take prompts out of the file of conditions.")
-        shape = self.encoder.condition_shape
-        zero, one = torch.zeros(1), torch.ones(1)
-        noise = noise_for(seeds, (condition.shape[1],), "embedding")
-        noised = noised_embedding(
-            condition.float().cpu(), level.cpu(), noise, self._noising.alphas_cumprod, mean=zero, std=one
-        )
-        known, level = noised.view(-1, *shape).to(self._device), level.to(self._device)
-        patch = self.encoder.model.stride
-        folded = (3 * patch**2, self.size // patch, self.size // patch)
-        latents = noise_for(seeds, folded, "latent").to(self._device)
+        known, level = self._noised(condition, level, seeds), level.to(self._device)
+        latents = noise_for(seeds, (3, self.size, self.size), "latent").to(self._device)
+        unknown = NoisedCode(*(torch.zeros_like(part) for part in known))
 
         def predictions(x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
             conditional = self._predict(x, step.time, known, level)
             if not step.guided:
                 return conditional, None
-            unknown = torch.full_like(level, NOTHING_KNOWN)
-            return conditional, self._predict(x, step.time, torch.zeros_like(known), unknown)
+            return conditional, self._predict(x, step.time, unknown, torch.full_like(level, NOTHING_KNOWN))
 
         x = denoise(predictions, Course(self._solver(), self.settings.steps), latents, guidance)
-        return finished(torch.pixel_shuffle(x, patch), self.size).cpu()
+        return finished(x, self.size).cpu()
 
-    def _predict(self, x: Tensor, t: Tensor, condition: Tensor, level: Tensor) -> Tensor:
+    def _noised(self, condition: Tensor, level: Tensor, seeds: Sequence[int]) -> NoisedCode:
+        """Noise the gist by its level, the detail by `pace` times it; on the CPU, to be the same anywhere."""
+        abar = self._noising.alphas_cumprod
+        check_levels(level, abar)
+        code = self.encoder.code(condition.float().cpu())
+        noise = self.encoder.code(noise_for(seeds, (condition.shape[1],), "embedding"))
+        of_detail = (level.cpu() * self.settings.pace).round().long().clamp(max=len(abar) - 1)
+        made = noised(code, level.cpu(), of_detail.view(-1, 1, 1, 1), noise, abar)
+        return NoisedCode(*(part.to(self._device) for part in made))
+
+    def _predict(self, x: Tensor, t: Tensor, code: NoisedCode, level: Tensor) -> Tensor:
         half = self.settings.precision == "bfloat16" or (
             self.settings.precision == "auto" and self._device.type == "cuda"
         )
         times = t.to(self._device).expand(len(x))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
-            found: Tensor = self._denoiser(x, times, condition, level)
+            found: Tensor = self._denoiser(x, times, code, level)
         return found.float().clamp(-1, 1)
 
     def _solver(self) -> Any:

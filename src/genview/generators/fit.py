@@ -11,17 +11,20 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from genview.encoders.token_encoder import TokenEncoder
+from genview.encoders.token_encoder import Code, TokenEncoder
 from genview.errors import UserError
-from genview.generators.code import fit_code, fold
+from genview.generators.code import fit_code
 from genview.generators.token_diffusion import (
     NOTHING_KNOWN,
     Denoiser,
     NetworkSettings,
+    NoisedCode,
     create_unet,
+    noised,
     save_layout,
     schedules,
 )
@@ -95,25 +98,44 @@ class TokenDiffusion(nn.Module):
         and is bounded as in min-SNR weighting (Hang et al., 2023), where the precision is that of x_t alone.
         """
         code, level = self.noised_code(images)
-        clean = fold(images, self.encoder.stride)
+        clean = images * 2 - 1
         t = torch.randint(0, len(self.pixels.alphas_cumprod), (len(clean),), device=clean.device)
         x = self.pixels.add_noise(clean, torch.randn_like(clean), t)
-        guess, spread = self.denoiser.guess(x, t, code, level)
+        guess, spread = self.denoiser.guess(x, t, code)
         error = self.denoiser.correction(x, guess, t, code, level) - (clean - guess) / spread
-        losses: Tensor = error.square().mean(dim=(1, 2, 3)) * (self.settings.snr * spread.flatten() ** 2).clamp(max=1)
+        weight = (self.settings.snr * spread**2).clamp(max=1)
+        losses: Tensor = (error.square() * weight).mean(dim=(1, 2, 3))
         return losses
 
-    def noised_code(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The code with noise of random levels, some clean, some left out; and the levels B."""
+    def noised_code(self, images: Tensor) -> tuple[NoisedCode, Tensor]:
+        """The code with noise of random levels, some clean, some left out; and the levels B of the gist.
+
+        The detail's level is at least the gist's, and in half of the images there is a second one elsewhere.
+        """
         _, code = self.encoder(images)
-        code = code.float()
         count, device = len(images), images.device
         level = torch.randint(0, self.settings.highest_level + 1, (count,), device=device)
-        level = torch.where(torch.rand(count, device=device) < self.settings.clean, 0, level)
-        noised = self.noising.add_noise(code, torch.randn_like(code), level)
-        dropped = torch.rand(count, device=device) < self.settings.dropout
-        noised = torch.where(dropped[:, None, None, None], 0.0, noised)
-        return noised, torch.where(dropped, NOTHING_KNOWN, level)
+        clean, dropped = (torch.rand(2, count, device=device) < self._shares.to(device)).unbind()
+        level = torch.where(clean, 0, level)
+        most = len(self.noising.alphas_cumprod) - 1
+        two = (level + (most - level) * torch.rand(2, count, device=device) ** 2 * ~clean).round().long()
+        detail_level = torch.where(_blobs(code.detail), *two.view(2, -1, 1, 1, 1))
+        noise = Code(*(torch.randn_like(part) for part in code))
+        made = noised(code, level, detail_level, noise, self.noising.alphas_cumprod.to(device))
+        nothing = dropped.view(-1, 1, 1, 1)
+        made = NoisedCode(*(torch.where(nothing, 0.0, part) for part in made))
+        return made, torch.where(dropped, NOTHING_KNOWN, level)
+
+    @property
+    def _shares(self) -> Tensor:
+        return torch.tensor([[self.settings.clean], [self.settings.dropout]])
+
+
+def _blobs(detail: Tensor) -> Tensor:
+    """Masks B×1×h×w: smooth shapes in half of the images, true everywhere in the others."""
+    coarse = torch.randn(len(detail), 1, 3, 3, device=detail.device)
+    smooth = F.interpolate(coarse, detail.shape[2:], mode="bicubic")
+    return (smooth > 0) | (torch.rand(len(detail), 1, 1, 1, device=detail.device) < 0.5)
 
 
 def fit(

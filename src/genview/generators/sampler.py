@@ -57,15 +57,24 @@ def noised_embedding(
     Raises:
         UserError: a level lies outside the schedule.
     """
+    check_levels(level, alphas_cumprod)
+    kept = alphas_cumprod.float().to(level.device)[level].unsqueeze(1)
+    z = (embedding.float() - mean) / std
+    return (kept.sqrt() * z + (1 - kept).sqrt() * noise.float()) * std + mean
+
+
+def check_levels(level: Tensor, alphas_cumprod: Tensor) -> None:
+    """See that levels lie inside a schedule.
+
+    Raises:
+        UserError: one does not.
+    """
     last = len(alphas_cumprod) - 1
     if int(level.min()) < 0 or int(level.max()) > last:
         raise UserError(
             f"Noise levels go from 0 to {last}; found {int(level.min())} to {int(level.max())}. "
             "Mend the noise policy or the file of levels."
         )
-    kept = alphas_cumprod.float().to(level.device)[level].unsqueeze(1)
-    z = (embedding.float() - mean) / std
-    return (kept.sqrt() * z + (1 - kept).sqrt() * noise.float()) * std + mean
 
 
 @functools.cache

@@ -1,9 +1,10 @@
-"""A small unCLIP in pixels: a UNet conditioned on a noised grid of features and on the level of that noise.
+"""A small unCLIP in pixels: a UNet conditioned on noised grids of features and on the levels of that noise.
 
 As in unCLIP (Ramesh et al., 2022; Stable unCLIP), the condition is an image embedding with noise added by a
-cosine schedule, and the network is told the level. Unlike there, the embedding keeps a coarse place for every
-feature, and a sketch of the pixels can be drawn from it without any training. The network only learns what the
-sketch and the noisy pixels together do not say, which is what makes it useful after minutes on a CPU.
+cosine schedule, and the network is told the level. Unlike there, the embedding has two parts that keep places: the
+gist, coarse and deep, and the detail, from which a sketch of the pixels can be drawn without any training. The detail
+takes more noise than the gist, so that a rising level takes away how an image looks before what it shows. The network
+only learns what the sketch and the noisy pixels together do not say, which makes it useful after minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -11,17 +12,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from genview.encoders.token_encoder import FrozenTokenEncoder, TokenEncoder, load_token_encoder, save_token_encoder
+from genview.encoders.token_encoder import (
+    Code,
+    FrozenTokenEncoder,
+    TokenEncoder,
+    load_token_encoder,
+    save_token_encoder,
+)
 from genview.errors import UserError
 from genview.store import write_json
 
 NOTHING_KNOWN = 1000
 """Level given with an all-zero condition: the unconditional half of guidance."""
+FAINTEST = 1e-8
+"""Least ᾱ of the detail that the guess reckons with: less would be 0/0."""
 LAYOUT = "GenviewTokenDiffusion"
 
 
@@ -29,20 +39,29 @@ LAYOUT = "GenviewTokenDiffusion"
 class NetworkSettings:
     """Widths of the UNet's resolutions from fine to coarse, and residual blocks at each.
 
-    The network works on the grid of the code: each block of stride×stride pixels is folded into channels.
+    Each block of patch×patch pixels is folded into channels; `patch` divides the stride of the code.
     """
 
-    widths: tuple[int, ...] = (96, 160)
+    widths: tuple[int, ...] = (48, 96, 192)
     layers: int = 1
+    patch: int = 2
+
+
+class NoisedCode(NamedTuple):
+    """Detail B×D×h×w and gist B×G×h'×w' with noise, and ᾱ of the detail's noise, B×1×h×w: 1 − ᾱ is its variance."""
+
+    detail: Tensor
+    gist: Tensor
+    kept: Tensor
 
 
 def create_unet(settings: NetworkSettings, encoder: TokenEncoder) -> Any:
     """Create diffusers' UNet for folded noisy pixels, the guess at them, and the code; its first output is zero."""
     from diffusers import UNet2DModel
 
-    depth, folded = len(settings.widths), encoder.sketch.out_channels
+    depth, folded = len(settings.widths), 3 * settings.patch**2
     unet: Any = UNet2DModel(
-        in_channels=2 * folded + encoder.settings.channels,
+        in_channels=2 * folded + encoder.settings.detail_channels + encoder.settings.gist_channels + 1,
         out_channels=folded,
         block_out_channels=settings.widths,
         layers_per_block=settings.layers,
@@ -61,50 +80,74 @@ class Denoiser(nn.Module):
     """x̂₀ = guess + spread · UNet(x_t, guess, code; t, level): the network corrects what can be guessed without it.
 
     The preconditioning of Karras et al. (2022, section 5) for two noisy observations of the pixels x₀ instead of
-    one, x_t and the sketch. With sketch(code) = m + S·code, the guess weighs three terms by their precision: the
+    one, x_t and the sketch. With sketch(detail) = m + S·detail, the guess weighs three terms by their precision: the
     mean m, of variance s² + r² over the images (s² the sketch's, r² the residual); x_t / √ᾱ_t, of noise variance
-    (1 − ᾱ_t) / ᾱ_t; and m + S·code / √ᾱ_l, of noise variance r² + s² (1 − ᾱ_l) / ᾱ_l. `spread` is the standard
+    (1 − ᾱ_t) / ᾱ_t; and m + S·detail / √ᾱ_d, of noise variance r² + s² (1 − ᾱ_d) / ᾱ_d. `spread` is the standard
     deviation that these precisions leave, so the network's target has about unit variance at every t and level.
     """
 
     kept_pixels: Tensor
-    kept_code: Tensor
 
     def __init__(self, encoder: TokenEncoder, unet: Any) -> None:
         super().__init__()
         self.encoder, self.unet = encoder, unet
-        pixels, noising = schedules()
-        self.register_buffer("kept_pixels", pixels.alphas_cumprod, persistent=False)
-        self.register_buffer("kept_code", noising.alphas_cumprod, persistent=False)
+        self.patch = int((unet.config.out_channels // 3) ** 0.5)
+        self.register_buffer("kept_pixels", schedules()[0].alphas_cumprod, persistent=False)
 
-    def forward(self, x: Tensor, t: Tensor, code: Tensor, level: Tensor) -> Tensor:
-        """Clean folded pixels for noisy ones x B×P×h×w at times t B, noised code B×C×h×w and its levels B."""
-        guess, spread = self.guess(x, t, code, level)
+    def forward(self, x: Tensor, t: Tensor, code: NoisedCode, level: Tensor) -> Tensor:
+        """Clean images for noisy ones x B×3×S×S at times t B, in [-1, 1]; the noised code and the gist's levels B."""
+        guess, spread = self.guess(x, t, code)
         return guess + spread * self.correction(x, guess, t, code, level)
 
-    def correction(self, x: Tensor, guess: Tensor, t: Tensor, code: Tensor, level: Tensor) -> Tensor:
-        """What the network adds to the guess, in units of the spread."""
-        found: Tensor = self.unet(torch.cat([x, guess, code], dim=1), t, class_labels=level).sample
-        return found.float()
+    def correction(self, x: Tensor, guess: Tensor, t: Tensor, code: NoisedCode, level: Tensor) -> Tensor:
+        """What the network adds to the guess, in units of the spread; B×3×S×S."""
+        shown = [F.pixel_unshuffle(images, self.patch) for images in (x, guess)]
+        side = shown[0].shape[-1]
+        shown += [_spread_out(part, side) for part in (code.detail, code.gist, code.kept.sqrt())]
+        found: Tensor = self.unet(torch.cat(shown, dim=1), t, class_labels=level).sample
+        return F.pixel_shuffle(found.float(), self.patch)
 
-    def guess(self, x: Tensor, t: Tensor, code: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Precision-weighted mean of what is known, B×P×h×w, and the standard deviation left, B×1×1×1; float32."""
+    def guess(self, x: Tensor, t: Tensor, code: NoisedCode) -> tuple[Tensor, Tensor]:
+        """Precision-weighted mean of what is known, B×3×S×S, and the standard deviation left, B×1×S×S; float32."""
         with torch.autocast(x.device.type, enabled=False):
-            return self._guess(x.float(), t, code.float(), level)
+            return self._guess(x.float(), t, code.detail.float(), code.kept.float().clamp(min=FAINTEST))
 
-    def _guess(self, x: Tensor, t: Tensor, code: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        sketch, residual = self.encoder.sketch, self.encoder.residual
+    def _guess(self, x: Tensor, t: Tensor, detail: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        sketch, residual, stride = self.encoder.sketch, self.encoder.residual, self.encoder.stride
         assert sketch.bias is not None
-        mean, sketched = sketch.bias.view(1, -1, 1, 1), sketch.weight.square().sum(dim=1).mean()
+        mean = sketch.bias.view(1, -1, 1, 1)
+        sketched = sketch.weight.square().sum(dim=1).mean()
         abar = self.kept_pixels[t].view(-1, 1, 1, 1)
-        known = (level != NOTHING_KNOWN).view(-1, 1, 1, 1)
-        kept = self.kept_code[level.clamp(max=len(self.kept_code) - 1)].view(-1, 1, 1, 1)
         of_pixels = abar / (1 - abar)
-        of_code = known / (residual + sketched * (1 - kept) / kept)
+        of_code = 1 / (residual + sketched * (1 - kept) / kept)
         precision = of_pixels + of_code + 1 / (residual + sketched)
-        from_pixels = x * abar.sqrt() / (1 - abar) - of_pixels * mean
-        from_code = of_code * (sketch(code) - mean) / kept.sqrt()
-        return mean + (from_pixels + from_code) / precision, precision.rsqrt()
+        from_pixels = F.pixel_unshuffle(x, stride) * abar.sqrt() / (1 - abar) - of_pixels * mean
+        from_code = of_code * (sketch(detail) - mean) / kept.sqrt()
+        guess = F.pixel_shuffle(mean + (from_pixels + from_code) / precision, stride)
+        return guess, _spread_out(precision.rsqrt(), x.shape[-1])
+
+
+def noised(code: Code, level: Tensor, detail_level: Tensor, noise: Code, alphas_cumprod: Tensor) -> NoisedCode:
+    """Noise a code as unCLIP does its embedding: √ᾱ · code + √(1 − ᾱ) · noise, in float32.
+
+    Args:
+        code: detail B×D×h×w and gist B×G×h'×w'.
+        level: of the gist, B.
+        detail_level: B×1×h×w, or B×1×1×1 where it is the same everywhere.
+        noise: standard normal, of the shapes of the code.
+        alphas_cumprod: ᾱ, one value a level.
+    """
+    of_gist, of_detail = alphas_cumprod[level].view(-1, 1, 1, 1), alphas_cumprod[detail_level]
+    detail, gist = (
+        kept.sqrt() * part.float() + (1 - kept).sqrt() * more
+        for kept, part, more in zip((of_detail, of_gist), code, noise, strict=True)
+    )
+    return NoisedCode(detail, gist, of_detail.expand(-1, 1, *code.detail.shape[2:]))
+
+
+def _spread_out(grid: Tensor, side: int) -> Tensor:
+    """Repeat each position of a grid until it has `side` of them; a grid that has stays as it is."""
+    return grid if grid.shape[-1] == side else F.interpolate(grid, (side, side))
 
 
 def schedules() -> tuple[Any, Any]:
@@ -164,7 +207,8 @@ def load_layout(folder: Path, size: int) -> tuple[FrozenTokenEncoder, Denoiser, 
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} is damaged: {error}") from error
     encoder = load_token_encoder(folder / "encoder", size)
-    step = encoder.model.stride * 2 ** (len(unet.config.block_out_channels) - 1)
+    denoiser = Denoiser(encoder.model, unet)
+    step = denoiser.patch * 2 ** (len(unet.config.block_out_channels) - 1)
     if size <= 0 or size % step:
         raise UserError(f"size {size} does not suit the generator in {folder}: take a multiple of {step} pixels.")
-    return encoder, Denoiser(encoder.model, unet), pixels, condition
+    return encoder, denoiser, pixels, condition
