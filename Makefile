@@ -16,8 +16,8 @@ BIN := .venv/bin
 quickstart: .venv/installed  ## the whole path on handwritten digits, with the models inside the package
 	$(BIN)/genview run experiments/quickstart.yaml --out runs/quickstart
 
-test: .venv/installed-dev
-	$(BIN)/python -m pytest
+test: .venv/installed-dev  ## a process for each core, and four at most: each imports torch
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

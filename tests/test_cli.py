@@ -38,11 +38,13 @@ training:
 evaluation: [{kind: knn, k: [5]}, {kind: linear}]
 baseline: true
 """
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""One thread, as in the tests' own process: two would round otherwise, and wait for each other where tests run."""
 
 
 def genview(*words: object, **more: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error::DeprecationWarning:genview", "-m", "genview", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, env=ALONE, capture_output=True, text=True, timeout=300, check=False, **more)  # type: ignore[call-overload, no-any-return]
 
 
 class Said(NamedTuple):
@@ -143,18 +145,17 @@ def test_doing_it_again_changes_nothing(finished: RunFolder, folder: Path, said:
 
 @pytest.mark.parametrize("stage", ["generate", "pretrain"])
 def test_killed_in_the_middle_and_continued_ends_in_the_same_bytes(
-    stage: str, finished: RunFolder, folder: Path
+    stage: str, finished: RunFolder, folder: Path, said: Callable[..., Said]
 ) -> None:
     run = RunFolder(folder / f"killed-{stage}")
     command = [sys.executable, "-m", "genview", "run", str(folder / "tiny.yaml"), "--out", str(run.root)]
     sign = run.views / "part-00001.parquet" if stage == "generate" else run.checkpoints / "last.pt"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not sign.exists() and process.poll() is None:
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
     assert not run.backbone.exists(), "it was killed before it was finished"
-    done = genview("run", folder / "tiny.yaml", "--out", run.root)
-    assert done.returncode == 0, done.stderr
+    assert said("run", folder / "tiny.yaml", "--out", run.root).returncode == 0
     made, whole = ({p.relative_to(r.views): p for p in r.views.rglob("*") if p.is_file()} for r in (run, finished))
     assert made.keys() == whole.keys()
     for name, path in whole.items():

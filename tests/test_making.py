@@ -59,14 +59,20 @@ def here(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFold
     return made(photographs, tmp_path_factory.mktemp("here"), Here(), draws=2, scores={})
 
 
-@pytest.mark.parametrize("launcher", [Local(2), Indexed(1, 3, patience=5.0)], ids=lambda launcher: launcher.kind)
-def test_every_launcher_ends_in_the_same_files(
-    photographs: Path, here: RunFolder, launcher: Launcher, tmp_path: Path
-) -> None:
-    """The one process of three that is started finds the others dead and does their shards too."""
-    run = made(photographs, tmp_path, launcher, draws=2, scores={})
+def test_one_of_three_processes_ends_in_the_same_files(photographs: Path, here: RunFolder, tmp_path: Path) -> None:
+    """It finds the two others dead and does their shards too."""
+    run = made(photographs, tmp_path, Indexed(1, 3, patience=5.0), draws=2, scores={})
     assert files_of(run) == files_of(here)
     assert len(ViewTable(run.views)) == 2 * (24 - 1), "24 of the 30 are trained on, and one of them is damaged"
+
+
+def test_processes_of_this_machine_end_in_the_same_files(photographs: Path, here: RunFolder, tmp_path: Path) -> None:
+    """One is started for the part of the analysis that is missing, two for the views: each imports for seconds."""
+    run = RunFolder(Path(shutil.copytree(here.root, tmp_path / "run")))
+    shutil.rmtree(run.views)
+    (run.analysis / "part-00002.parquet").unlink()
+    made(photographs, run.root, Local(2), draws=2, scores={})
+    assert files_of(run) == files_of(here)
 
 
 @pytest.mark.parametrize("launcher", [Here(), Indexed(0, 2, patience=5.0)], ids=lambda launcher: launcher.kind)
