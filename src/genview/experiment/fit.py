@@ -15,13 +15,14 @@ from genview.encoders.token_encoder import TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
 from genview.experiment.load import dump
 from genview.experiment.schema import essential
-from genview.generators.fit import FitSettings, fit
+from genview.generators.fit import FitSettings, TokenDiffusion
 from genview.images import ImageSettings
 from genview.methods import Method, MoCoV2
 from genview.pairs import Pairs, PairSettings
 from genview.seeds import seed_of
 from genview.store import RunFolder, claim
 from genview.training import TrainSettings, pretrain
+from genview.training.fit import Task, fit
 from genview.training.optimizer import Sgd
 from genview.training.pretrain import Tell
 
@@ -76,6 +77,7 @@ def fit_generator(experiment: FitExperiment, out: Path, tell: Tell) -> Path:
     torch.manual_seed(seed_of(experiment.seed, "", 0, "condition weights"))
     encoder = TokenEncoder(experiment.encoder)
     encoder.trunk.load_state_dict(safetensors.torch.load_file(run.backbone))
-    log = RunFolder(out)
-    fit(source, encoder, experiment.fit, out, seed=experiment.seed, tell=tell, measured=log.measure)
+    torch.manual_seed(seed_of(experiment.seed, "", 0, "generator weights"))
+    lesson = TokenDiffusion(encoder, experiment.fit)
+    fit(Task(lesson, source, torch.empty(0), experiment.fit, RunFolder(out), experiment.seed), tell)
     return out
