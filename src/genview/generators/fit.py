@@ -39,7 +39,7 @@ class FitSettings(LessonSettings):
     `code_from` windows decide the code. `highest_level` bounds the noise put on the code, of which a share `clean`
     gets none; a share `dropout` of codes is left out, for guidance. `snr` bounds the weight of a loss.
     `start_from` is a generator to start from, 'natural' or a folder that `fit-generator` made: its encoder, its code
-    and its network's weights are taken.
+    and its network's weights are taken, and no encoder is trained.
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -58,6 +58,7 @@ class TokenDiffusion(Lesson):
         self.denoiser = Denoiser(encoder.requires_grad_(False), create_unet(settings.network, encoder))
         self.settings = settings
         self.pixels, self.noising = schedules()
+        self.code_is_fitted = False
 
     @property
     def encoder(self) -> TokenEncoder:
@@ -110,8 +111,8 @@ class TokenDiffusion(Lesson):
         return torch.where(clean, 0, level + above.round().long()).view(-1, 1, 1, 1)
 
     def prepare(self, windows: Iterable[Tensor]) -> None:
-        """Fit the code, unless it comes with the weights to start from, whose network has learnt to read it."""
-        if self.settings.start_from is None:
+        """Fit the code, unless it came with the weights to start from, whose network has learnt to read it."""
+        if not self.code_is_fitted:
             fit_code(self.encoder, windows)
 
     def compiled_parts(self) -> list[nn.Module]:
