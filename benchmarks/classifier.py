@@ -32,7 +32,7 @@ class Recipe:
     images: int | None = None
 
 
-QUICK = Recipe(widths=(16, 32, 64), samples=50_000, images=5000)
+QUICK = Recipe(widths=(16, 32, 64), samples=30_000, images=5000)
 """Under a minute on two cores, and only good enough to see that all runs."""
 
 
@@ -43,9 +43,13 @@ class Labelled(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def part(self, start: int, stop: int | None = None) -> Labelled:
+        """Return those from `start` on, before `stop`."""
+        return Labelled(self.keys[start:stop], self.images[start:stop], self.labels[start:stop])
+
     def first(self, count: int) -> Labelled:
         """Return the first `count`."""
-        return Labelled(self.keys[:count], self.images[:count], self.labels[:count])
+        return self.part(0, count)
 
 
 class Block(nn.Module):
@@ -80,10 +84,14 @@ class Classifier(nn.Module):
         filters = (vectors / (values + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
         self.patches.weight.copy_(torch.cat([filters, -filters]))
 
+    def maps(self, images: Tensor, depth: int = 3) -> Tensor:
+        """Return what the first `depth` blocks make of them, B×C×h×w; the side is halved by each."""
+        found: Tensor = self.blocks[:depth](F.gelu(self.patches(images - 0.5)))
+        return found
+
     def features(self, images: Tensor) -> Tensor:
         """Return the input of the last layer, B×D."""
-        found: Tensor = self.blocks(F.gelu(self.patches(images - 0.5)))
-        return found.amax(dim=(2, 3))
+        return self.maps(images).amax(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify."""

@@ -89,17 +89,28 @@ def load(name: str, size: int | None) -> FrozenEncoder:
 
 def look(encoder: FrozenEncoder, folder: Path) -> Seen:
     """Encode every image that has a mask, and bring the masks to the grid of the tokens."""
-    masks = sorted((folder / "fg_masks").glob("*/*.png"))
-    tokens, shares, grid = [], [], (0, 0)
+    masks, tokens, shares, grid = masks_in(folder), [], [], (0, 0)
     for start in range(0, len(masks), BATCH):
-        files = masks[start : start + BATCH]
-        photos = [folder / "images" / file.parent.name / f"{file.stem}.jpg" for file in files]
-        encoded = encoder.encode(torch.stack([pixels(photo, "RGB", encoder.size) for photo in photos]))
-        things = torch.stack([pixels(file, "L", encoder.size) for file in files])
+        photos, things = read(masks[start : start + BATCH], encoder.size)
+        encoded = encoder.encode(photos)
         grid = encoded.grid
         tokens.append(encoded.tokens)
         shares.append(F.adaptive_avg_pool2d(things, grid).flatten(1))
     return Seen(torch.cat(tokens), torch.cat(shares), grid)
+
+
+def masks_in(folder: Path) -> list[Path]:
+    """Mask files below `folder`; none where it is not there."""
+    return sorted((folder / "fg_masks").glob("*/*.png"))
+
+
+def read(masks: Sequence[Path], size: int) -> tuple[Tensor, Tensor]:
+    """Read photographs M×3×S×S in [0, 1] and their masks M×1×S×S, 1 where there is a thing."""
+    photos = [file.parents[2] / "images" / file.parent.name / f"{file.stem}.jpg" for file in masks]
+    return (
+        torch.stack([pixels(file, "RGB", size) for file in photos]),
+        torch.stack([pixels(file, "L", size) for file in masks]),
+    )
 
 
 def pixels(file: Path, mode: str, size: int) -> Tensor:

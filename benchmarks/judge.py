@@ -1,9 +1,7 @@
-"""The judge of `view_quality.py`: compares views with their sources by a classifier, and lays the rows out."""
+"""The judge of `view_quality.py`: compares views with their sources, and with real images, by a classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from random import Random
 from typing import NamedTuple
 
@@ -11,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from classifier import Classifier, Labelled
+from classifier import Classifier, Labelled, Tell
+from columns import Row
+from copies import as_jpeg, near
+from frechet import frechet
 from genview.pairs import ViewRecipe, pixels
 
 HAND_MADE = ViewRecipe(blur=0.0)
@@ -23,24 +24,6 @@ class Seen(NamedTuple):
 
     classes: Tensor
     features: Tensor
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: means over the sources whose view was kept; distances between pixels lie in [0, 1].
-
-    `relative` is to the accuracy on those sources themselves; `images_per_second` counts what was kept.
-    """
-
-    name: str
-    accuracy: float
-    relative: float
-    agreement: float
-    rmse: float
-    feature_distance: float
-    between_draws: float | None
-    images_per_second: float | None
-    kept: float = 1.0
 
 
 class Views(NamedTuple):
@@ -63,13 +46,24 @@ def look(net: Classifier, images: Tensor) -> Seen:
 
 
 class Judge:
-    """Compares views with their sources, which are real images that the classifier has not been trained on."""
+    """Compares views with their sources, which are real images that the classifier has not been trained on.
 
-    def __init__(self, net: Classifier, sources: Labelled) -> None:
-        self.net, self.sources = net, sources
+    Args:
+        net: the classifier.
+        sources: of the views.
+        rest: other such images.
+        bank: those that it, and presumably the generator, was trained on.
+        tell: is told how far the comparison with `bank` is, which takes the time.
+    """
+
+    def __init__(self, net: Classifier, sources: Labelled, rest: Labelled, bank: Tensor, tell: Tell) -> None:
+        self.net, self.sources, self.rest, self.bank, self.tell = net, sources, rest, bank, tell
         self.few = sources.first(max(1, len(sources.keys) // 4))
-        self.real = look(net, sources.images)
-        self.accuracy = float((self.real.classes == sources.labels).float().mean())
+        self.real, self._others = look(net, sources.images), look(net, rest.images)
+        right = [seen.classes == known.labels for seen, known in ((self.real, sources), (self._others, rest))]
+        self.right = float(torch.cat(right).float().mean())
+        self._near = near(sources.images, bank, "nearest training images of the sources", tell).distance
+        self._unseen = rmse(as_jpeg(sources.images), sources.images)
 
     def row(self, name: str, views: Views, again: Views | None = None, rate: float | None = None) -> Row:
         """Measure one view of each source; `again` holds second draws for the first few of them.
@@ -77,16 +71,25 @@ class Judge:
         `rate` counts views a second. All is NaN where none was kept.
         """
         kept = views.kept
-        seen, labels = look(self.net, views.images[kept]), self.sources.labels[kept]
+        images, sources = views.images[kept], self.sources.images[kept]
+        seen, labels = look(self.net, images), self.sources.labels[kept]
         real = Seen(self.real.classes[kept], self.real.features[kept])
-        right, possible = (float((classes == labels).float().mean()) for classes in (seen.classes, real.classes))
+        right, possible = ((classes == labels).float().mean() for classes in (seen.classes, real.classes))
+        trained, away = (
+            near(images, self.bank, f"nearest training images of {name}", self.tell),
+            rmse(images, sources),
+        )
         return Row(
             name,
-            accuracy=right,
-            relative=right / max(possible, 1e-9),
+            accuracy=float(right),
+            relative=float(right / possible.clamp(min=1e-9)),
             agreement=float((seen.classes == real.classes).float().mean()),
-            rmse=float(rmse(views.images[kept], self.sources.images[kept]).mean()),
+            rmse=float(away.mean()),
             feature_distance=float((1 - F.cosine_similarity(seen.features, real.features)).mean()),
+            frechet=frechet(seen.features, self._others.features),
+            to_training=float((trained.distance / self._near[kept].clamp(min=1e-9)).median()),
+            training_copies=float(trained.copies.float().mean()),
+            source_copies=float((away < self._unseen[kept]).float().mean()),
             between_draws=None if again is None else apart(views, again),
             images_per_second=rate,
             kept=float(kept.float().mean()),
@@ -119,23 +122,12 @@ def hand_made(sources: Tensor, seed: int) -> Tensor:
     return torch.stack(views)
 
 
-def references(judge: Judge, bank: Tensor) -> tuple[list[Row], dict[str, Tensor]]:
+def references(judge: Judge) -> tuple[list[Row], dict[str, Tensor]]:
     """Measure what the views are to be compared with; return rows and images by name."""
     real = judge.sources.images
-    shown = {"source": real, "hand-made": hand_made(real, 0), "nearest": nearest(real, bank)}
+    shown = {"source": real, "hand-made": hand_made(real, 0), "nearest": nearest(real, judge.bank)}
     again = {"hand-made": hand_made(judge.few.images, 1)}
     return [
         judge.row(name, Views.all(images), Views.all(again[name]) if name in again else None)
         for name, images in shown.items()
     ], shown
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Lay the rows out for reading; a dash stands for what has no meaning there."""
-    heads = ("class kept", "relative", "same answer", "RMSE", "feature distance", "draws apart", "images/s", "kept")
-    width = max(12, *(len(row.name) + 1 for row in rows))
-    lines = ["".join((f"{'':<{width}}", *(f"{head:>18}" for head in heads)))]
-    for row in rows:
-        values = [v for v in asdict(row).values() if not isinstance(v, str)]
-        lines.append("".join((f"{row.name:<{width}}", *(f"{'–' if v is None else f'{v:.3f}':>18}" for v in values))))
-    return "\n".join(lines)

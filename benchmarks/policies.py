@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from classifier import Labelled, Tell
+from columns import Row
 from genview.foreground import AnalyseSettings, Looking, analyse
 from genview.generators import (
     FilterSettings,
@@ -31,7 +32,7 @@ from genview.generators import (
     generate,
 )
 from genview.noise import Adaptive, Constant, NoisePolicy, Random
-from judge import Judge, Row, Views
+from judge import Judge, Views
 
 NOISE: Mapping[str, NoisePolicy] = {"adaptive": Adaptive(), "constant": Constant(200), "random": Random()}
 """Each measured without scores, all views kept."""

@@ -1,13 +1,17 @@
-"""Judge a generator: how many views keep their source's class, and how far from the source they stray.
+"""Judge a generator: how many views keep their source's class, how far they stray, and whether they are new images.
 
     GENVIEW_DATA=FOLDER python benchmarks/view_quality.py --generator FOLDER --sheet views.png
     GENVIEW_DATA=FOLDER python benchmarks/view_quality.py --presets paper balanced fast draft --policies adaptive drop
 
 The classifier is trained by this program on the real training images (once; it is kept in --cache) and has no part in
-the generator. Sources are test images, which neither has seen. Every level is measured on the same sources with the
-same seeds, beside three references: the sources themselves, hand-made augmentations of them, and the nearest training
-images. With --presets every level is measured at each of them; with --policies so are ways of choosing levels and of
-filtering views. So what speed costs in quality stands beside it. The last line printed is one JSON object.
+the generator. Sources are test images, which neither has seen; they are at most half of these, as views are compared
+with the others, too. Every level is measured on the same sources with the same seeds, beside references: the sources
+themselves, hand-made augmentations of them, the nearest training images, and, for the embedded generator, image-to-
+image with the same network. That begins with the noised source instead of with noise, at the strength that the
+package's own image-to-image has at that level; 'img2img' knows nothing else of the source, 'begun' the code, too.
+With --presets every level is measured at each of them; with --policies so are ways of choosing levels and of
+filtering views. So what speed costs in quality stands beside it. What levels keep inside and outside the foreground
+is measured on photographs with masks, where GENVIEW_DATA has coco256_det320. The last line printed is a JSON object.
 """
 
 from __future__ import annotations
@@ -17,23 +21,24 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import get_args
+from textwrap import fill
+from typing import NamedTuple, get_args
 
 import torch
-from PIL import Image, ImageDraw
-from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from classifier import QUICK, Labelled, Recipe, Tell, classifier_for
+from columns import Row, meanings, table
+from drawing import Compared, compare, sheet
+from from_source import FromSource
 from genview.errors import UserError
-from genview.generators import Generator, GeneratorSettings
+from genview.generators import EmbeddedSettings, Generator, GeneratorSettings
 from genview.images import Archives, batches
-from genview.seeds import seed_of
-from judge import Judge, Row, Views, look, references, table
-from policies import POLICIES, measured, resized
+from in_masks import Photographs, photographs
+from judge import Judge, references
+from policies import POLICIES, measured
 
 FILES = {
     "cifar10": (("cifar10/train-00.zip", "cifar10/train-01.zip"), "cifar10/test.zip"),
@@ -41,47 +46,8 @@ FILES = {
 }
 LEVELS = (0, 100, 200, 300, 400)
 QUICK_LEVELS = (0, 200, 400)
+Help = argparse.RawDescriptionHelpFormatter
 KINDS = {kind.kind: kind for kind in get_args(GeneratorSettings)}
-
-
-@torch.no_grad()
-def drawn(generator: Generator, sources: Labelled, level: int, guidance: float, draw: int, tell: Tell) -> Tensor:
-    """One uint8 view of each source at `level`, resized to the sources' side; seeds do not depend on the level."""
-    side, views = sources.images.shape[-1], []
-    for rows in torch.arange(len(sources.keys)).split(64):
-        condition = generator.encoder.encode(sources.images[rows] / 255).embedding
-        seeds = [seed_of(0, sources.keys[i], draw, "view_quality") for i in rows.tolist()]
-        made = generator.sample(condition, torch.full_like(rows, level), torch.full((len(rows),), guidance), seeds)
-        views.append(resized(made, side))
-        tell(f"level {level}, draw {draw + 1}", int(rows[-1]) + 1, len(sources.keys))
-    return torch.cat(views)
-
-
-def compare(
-    judge: Judge, generator: Generator, levels: Sequence[int], guidance: float, tell: Tell, preset: str = ""
-) -> tuple[list[Row], dict[str, Tensor]]:
-    """Measure every level; return rows and views by name."""
-    rows, shown = [], {}
-    # What is to be compiled should be so before it is timed.
-    drawn(generator, judge.sources.first(64), levels[0], guidance, 0, tell)
-    for level in levels:
-        name, start = f"{preset} {level}" if preset else f"level {level}", time.perf_counter()
-        shown[name] = drawn(generator, judge.sources, level, guidance, 0, tell)
-        rate = len(shown[name]) / (time.perf_counter() - start)
-        again = drawn(generator, judge.few, level, guidance, 1, tell)
-        rows.append(judge.row(name, Views.all(shown[name]), Views.all(again), rate))
-    return rows, shown
-
-
-def sheet(shown: Mapping[str, Tensor], path: Path, count: int = 16, side: int = 96) -> None:
-    """Write a PNG with one source a row, and its views beside it."""
-    paper = Image.new("RGB", (side * len(shown), side * count + 16), "white")
-    for column, (name, images) in enumerate(shown.items()):
-        ImageDraw.Draw(paper).text((column * side + 4, 2), name, fill="black")
-        for row, image in enumerate(images[:count]):
-            large = to_pil_image(image).resize((side, side), Image.Resampling.NEAREST)
-            paper.paste(large, (column * side, row * side + 16))
-    paper.save(path)
 
 
 class Progress:
@@ -102,13 +68,18 @@ class Progress:
             self.shown = now
 
 
+def data() -> Path:
+    """Return the folder of real images."""
+    return Path(os.environ.get("GENVIEW_DATA", ""))
+
+
 def read(names: Sequence[str], size: int, count: int | None, tell: Tell) -> Labelled:
     """Read the first `count` images (their order is random already) of archives below $GENVIEW_DATA.
 
     Raises:
         UserError: there is no such folder, or an archive is missing.
     """
-    root = Path(os.environ.get("GENVIEW_DATA", ""))
+    root = data()
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         raise UserError(
@@ -127,12 +98,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; what --quick shortens can still be given."""
     given = list(sys.argv[1:] if argv is None else argv)
     quick = "--quick" in given
-    known = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    known = argparse.ArgumentParser(description=__doc__, epilog=meanings(), formatter_class=Help)
     known.add_argument("--kind", default="embedded", choices=sorted(KINDS), help="of generator")
     known.add_argument("--generator", default="", help="weights: a folder or id; 'none' for no generator")
     known.add_argument("--data", default="cifar10", choices=sorted(FILES))
     known.add_argument("--size", type=int, default=32, help="side in pixels")
-    known.add_argument("--count", type=int, default=128 if quick else 1000, help="sources")
+    known.add_argument("--count", type=int, help="sources; 1000 where not given, or as many as there are")
     known.add_argument("--steps", type=int, help="of the sampler, where no preset says it")
     known.add_argument("--presets", nargs="+", default=[""], metavar="NAME", help="measure every level with each")
     known.add_argument("--policies", nargs="+", default=[], choices=POLICIES, help="with the first preset, if any")
@@ -164,7 +135,19 @@ def settings_of(args: argparse.Namespace, preset: str) -> GeneratorSettings:
 
 def load(settings: GeneratorSettings) -> Generator:
     """Load a generator where it is fastest."""
-    return settings.load("cuda" if torch.cuda.is_available() else "cpu")
+    return settings.load(fastest())
+
+
+def baselines(settings: GeneratorSettings) -> Iterator[tuple[str, Generator]]:
+    """Load generators that the same network makes, by name, where this benchmark knows how."""
+    if isinstance(settings, EmbeddedSettings):
+        for name, told in (("img2img", False), ("begun", True)):
+            yield name, FromSource(settings, told=told).to(fastest())
+
+
+def fastest() -> str:
+    """Return the device."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,49 +166,104 @@ def run(args: argparse.Namespace, tell: Tell) -> None:
     Raises:
         UserError: they have not.
     """
-    recipe = QUICK if args.quick else Recipe()
-    train_names, test_name = FILES[args.data]
     settings = {} if args.generator == "none" else {name: settings_of(args, name) for name in args.presets}
     generator = load(next(iter(settings.values()))) if settings else None
-    bank = read(train_names, args.size, recipe.images, tell)
-    test = read([test_name], args.size, 1000 if args.quick else None, tell)
-    net = classifier_for(bank, f"{args.data}-{args.size}px", recipe, args.cache, tell)
-    judge = Judge(net, test.first(args.count))
-    rows, shown = references(judge, bank.images)
+    judge, photos = prepared(args, tell)
+    found = [Compared(*references(judge))]
     for preset, chosen in settings.items():
         if preset != args.presets[0] or generator is None:
             generator = load(chosen)  # one at a time: each may fill a GPU
-        more, views = compare(judge, generator, args.levels, chosen.guidance, tell, preset)
-        rows, shown = rows + more, shown | views
-        if args.policies and preset == args.presets[0]:
-            more, views = measured(
-                judge, generator, args.policies, guidance=chosen.guidance, rejected=args.rejected, tell=tell
-            )
-            rows, shown = rows + more, shown | views
-    right = float((look(net, test.images).classes == test.labels).float().mean())
+        found.append(compare(judge, photos, generator, args.levels, chosen.guidance, preset or "level"))
+        if preset == args.presets[0]:
+            found.extend(besides(args, judge, photos, generator, chosen))
+    rows = [row for part in found for row in part.rows]
     print(table(rows))
-    print(f"The classifier is right on {right:.3f} of the {len(test.keys)} test images; 'relative' is to that of the")
-    print(f"same sources. A share of {args.count} sources is known to ±{0.98 / args.count**0.5:.3f} at worst (95 %).")
+    print(notes(judge, photos, rows[0]))
     if args.sheet:
-        sheet(shown, args.sheet)
-    print(json.dumps(summary(args, generator, settings, right, rows)))
+        sheet({name: images for part in found for name, images in part.shown.items()}, args.sheet)
+    asked = {name: getattr(args, name) for name in ("data", "size", "policies", "rejected", "quick")}
+    made = {"generator": generator and generator.name, "settings": {name: asdict(s) for name, s in settings.items()}}
+    print(json.dumps({"benchmark": "view_quality", **asked, **made, **summary(judge, photos, found)}))
 
 
-def summary(
+def prepared(args: argparse.Namespace, tell: Tell) -> tuple[Judge, Photographs | None]:
+    """Read images and train the classifier; return what judges.
+
+    Raises:
+        UserError: there are no images.
+    """
+    much, (train_names, test_name) = extent(args), FILES[args.data]
+    bank = read(train_names, args.size, much.recipe.images, tell)
+    test = read([test_name], args.size, much.test, tell)
+    net = classifier_for(bank, f"{args.data}-{args.size}px", much.recipe, args.cache, tell)
+    count = min(much.sources, len(test.keys) // 2)
+    judge = Judge(net, test.first(count), test.part(count), bank.images, tell)
+    return judge, photographs(net, data() / "coco256_det320", args.size, much.photographs, tell)
+
+
+class Extent(NamedTuple):
+    """How much is done: recipe of the classifier, and numbers of images, all where None."""
+
+    recipe: Recipe
+    test: int | None
+    sources: int
+    photographs: int | None
+
+
+def extent(args: argparse.Namespace) -> Extent:
+    """Return how much is asked for."""
+    if not args.quick:
+        return Extent(Recipe(), None, args.count or 1000, None)
+    share = min(1.0, 32 / args.size)  # larger images take longer
+    recipe = replace(QUICK, samples=round(QUICK.samples * share**2))
+    return Extent(recipe, 1000, args.count or round(128 * share), round(50 * share))
+
+
+def besides(
     args: argparse.Namespace,
-    generator: Generator | None,
-    settings: Mapping[str, GeneratorSettings],
-    right: float,
-    rows: Sequence[Row],
-) -> dict[str, object]:
-    """Return what the last line says; `settings` has those of every preset, or of "" without."""
+    judge: Judge,
+    photos: Photographs | None,
+    generator: Generator,
+    settings: GeneratorSettings,
+) -> Iterator[Compared]:
+    """Measure what belongs to the first preset alone: the same network begun otherwise, and the policies."""
+    for name, made in baselines(settings):
+        yield compare(judge, photos, made, args.levels, 1.0, name)
+    if args.policies:
+        options = {"guidance": settings.guidance, "rejected": args.rejected, "tell": judge.tell}
+        yield Compared(*measured(judge, generator, args.policies, **options))
+
+
+def notes(judge: Judge, photos: Photographs | None, real: Row) -> str:
+    """Say how far the numbers can be trusted; `real` is the row of the sources."""
+    count, rest = len(judge.sources.keys), len(judge.rest.keys)
+    said = (
+        f"The classifier is right on {judge.right:.3f} of {count + rest} test images; 'relative' is to that of the "
+        f"same sources. A share of {count} sources is known to ±{0.98 / count**0.5:.3f} at worst (95 %). Fréchet "
+        f"distances are from the {rest} test images that are no sources; as many real images as there are views "
+        f"have {real.frechet:.2f}. "
+    )
+    if photos is None:
+        return fill(said + "Inside and outside were not measured, as GENVIEW_DATA has no coco256_det320.", 118)
+    others, repainted = photos.limits().values()
+    said += (
+        f"Two different ones of {len(photos.images.keys)} photographs with masks are alike by {others.inside:.3f} "
+        f"inside and {others.outside:.3f} outside; with another background, 'inside − outside' is "
+        f"{repainted.difference:.3f}."
+    )
+    return fill(said, 118)
+
+
+def summary(judge: Judge, photos: Photographs | None, found: Sequence[Compared]) -> dict[str, object]:
+    """Return what the last line says of what was measured."""
     return {
-        "benchmark": "view_quality",
-        "generator": generator and generator.name,
-        **{name: getattr(args, name) for name in ("data", "size", "count", "policies", "rejected", "quick")},
-        "settings": {preset: asdict(chosen) for preset, chosen in settings.items()},
-        "classifier": right,
-        "rows": [asdict(row) for row in rows],
+        "count": len(judge.sources.keys),
+        "others": len(judge.rest.keys),
+        "classifier": judge.right,
+        "photographs": photos and len(photos.images.keys),
+        "limits": photos and {name: limit._asdict() for name, limit in photos.limits().items()},
+        "encoded_per_second": {part.name: part.encoded_per_second for part in found if part.encoded_per_second},
+        "rows": [asdict(row) for part in found for row in part.rows],
     }
 
 

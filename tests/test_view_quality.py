@@ -10,96 +10,32 @@ from dataclasses import replace
 from io import BytesIO
 from itertools import product
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from conftest import Painted
-from genview.encoders import FrozenEncoder
-from genview.encoders.frozen import Encoded
 from genview.errors import UserError
 from genview.generators import EmbeddedSettings, Text, UnclipSettings
 from genview.noise import Adaptive
 from genview.store import read_table
+from judging import Noisy, judged, painted, silent
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import policies
 import view_quality
 from classifier import Classifier, Labelled, Recipe, classifier_for, shifted, train
-from judge import Judge, Row, Views, look, nearest, references, rmse, table
+from columns import COLUMNS, Row, meanings, table
+from drawing import compare, drawer, sheet
+from judge import Views, look, nearest, references, rmse
 from policies import Bench
-from view_quality import arguments, compare, drawn, main, settings_of, sheet
+from view_quality import arguments, main, settings_of
 
 TINY = Recipe(widths=(8, 8, 8), samples=1600, batch=32)
-
-
-def silent(what: str, done: int, total: int) -> None:
-    assert 0 < done <= total, what
-
-
-def painted(count: int, first: int = 0, size: int = 16) -> Labelled:
-    source, rows = Painted(first + count, size=size), range(first, first + count)
-    images = torch.stack([pil_to_tensor(source.image(i)) for i in rows])
-    return Labelled([source.key(i) for i in rows], images, torch.tensor([source.label(i) for i in rows]))
-
-
-class Colour(Classifier):
-    """Says which colour is strongest; its features are the mean colours."""
-
-    def __init__(self) -> None:
-        super().__init__((4, 4, 3), 3)
-        self.head.weight.data.copy_(torch.eye(3))
-        self.head.bias.data.zero_()
-
-    def features(self, images: Tensor) -> Tensor:
-        return images.mean(dim=(2, 3))
-
-
-class Pixels:
-    """A frozen encoder whose embedding is the image, at its size."""
-
-    name, size = "pixels", 16
-
-    def encode(self, images: Tensor) -> Encoded:
-        images = F.adaptive_avg_pool2d(images, self.size)
-        return Encoded(images.flatten(2).mT, images.flatten(1), (16, 16))
-
-    def to(self, device: torch.device | str) -> Self:  # noqa: ARG002
-        return self
-
-
-class Noisy:
-    """A generator that returns the source with noise in proportion to the level; twice as large as the source."""
-
-    name, size = "noisy", 32
-
-    def __init__(self) -> None:
-        self.encoder: FrozenEncoder = Pixels()
-        self.asked: list[tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]] = []
-
-    def sample(
-        self,
-        condition: Tensor,
-        level: Tensor,
-        guidance: Tensor,
-        seeds: Sequence[int],
-        texts: Sequence[Text] | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        self.asked.append((tuple(seeds), tuple(level.tolist()), tuple(guidance.tolist())))
-        noise = torch.stack([torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in seeds])
-        views = condition.view(-1, 3, 16, 16) + level.view(-1, 1, 1, 1) / 400 * noise
-        return F.interpolate((views.clamp(0, 1) * 255).round(), scale_factor=2).byte()
-
-    def exact(self) -> Self:
-        return self
-
-    def to(self, device: torch.device | str) -> Self:  # noqa: ARG002
-        return self
 
 
 def test_distance_by_hand() -> None:
@@ -113,7 +49,7 @@ def test_distance_by_hand() -> None:
 def test_a_row_by_hand() -> None:
     """Four plain images, red red green blue, the last one labelled wrongly; the views are red green green blue."""
     plain = torch.eye(3, dtype=torch.uint8)[:, :, None, None].expand(3, 3, 4, 4) * 255
-    judge = Judge(Colour(), Labelled(list("abcd"), plain[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 0])))
+    judge = judged(Labelled(list("abcd"), plain[[0, 0, 1, 2]], torch.tensor([0, 0, 1, 0])))
     row = judge.row("views", Views.all(plain[[0, 1, 1, 2]]), again=Views.all(plain[[1]]), rate=7.0)
     different = (2 / 3) ** 0.5
     assert (row.name, row.accuracy, row.agreement, row.images_per_second) == ("views", 0.5, 0.75, 7.0)
@@ -139,39 +75,43 @@ def test_nearest_against_loops() -> None:
 
 def test_views_come_in_order_with_their_seeds_and_size() -> None:
     sources, generator = painted(70), Noisy()
-    views = drawn(generator, sources, 0, 1.5, 0, silent)
+    drawn = drawer(generator, sources, 1.5, "level", silent).draw
+    views = drawn(0, 0)
     assert views.shape == sources.images.shape
     assert float(rmse(views, sources.images).max()) < 0.06, "twice the side and back, nothing else"
     assert float(rmse(views, sources.images.roll(1, dims=0)).min()) > 0.06
-    drawn(generator, sources, 300, 1.5, 0, silent)
-    drawn(generator, sources, 300, 1.5, 1, silent)
+    later = drawn(300, 0)
+    drawn(300, 1)
     calls = [list(zip(*call, strict=True)) for call in generator.asked]
     first, second, third = (calls[n] + calls[n + 1] for n in (0, 2, 4))
     assert [seed for seed, _, _ in first] == [seed for seed, _, _ in second]
     assert len({seed for seed, _, _ in first + third}) == 140
     assert {row[1:] for row in first} == {(0, 1.5)}
     assert {row[1:] for row in second} == {(300, 1.5)}
-    alone = drawn(generator, sources.first(3), 300, 1.5, 0, silent)
-    assert torch.equal(alone, drawn(generator, sources, 300, 1.5, 0, silent)[:3]), "whatever the batch"
+    assert torch.equal(drawn(300, 0, 3), later[:3]), "whatever the batch"
 
 
 def test_a_generator_that_adds_noise_scores_worse_with_the_level() -> None:
-    judge = Judge(Colour(), painted(48))
-    assert judge.accuracy == 1.0
-    rows, shown = compare(judge, Noisy(), (0, 200, 400), 1.0, silent)
-    assert list(shown) == ["level 0", "level 200", "level 400"] == [row.name for row in rows]
-    zero, middle, most = rows
+    judge = judged(painted(48))
+    assert judge.right == 1.0
+    found = compare(judge, None, Noisy(), (0, 200, 400), 1.0, "level")
+    assert list(found.shown) == ["level 0", "level 200", "level 400"] == [row.name for row in found.rows]
+    zero, middle, most = found.rows
     assert zero.accuracy == zero.agreement == 1.0
     assert zero.between_draws == 0.0
     assert 0 < zero.rmse < middle.rmse < most.rmse
     assert zero.feature_distance < middle.feature_distance < most.feature_distance
     assert 0 < (middle.between_draws or 0) < (most.between_draws or 0)
+    assert zero.frechet < middle.frechet < most.frechet
+    assert (zero.source_copies, middle.source_copies, most.source_copies) == (1, 0, 0)
     assert (most.images_per_second or 0) > 0
+    assert (found.encoded_per_second or 0) > 0
+    assert zero.inside is None
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return Bench(Judge(Colour(), painted(40)), Noisy(), 1.0, "cpu", 0.25, tmp_path, silent)
+    return Bench(judged(painted(40)), Noisy(), 1.0, "cpu", 0.25, tmp_path, silent)
 
 
 class Fickle(Noisy):
@@ -235,7 +175,7 @@ def test_presets_are_the_generators_own() -> None:
 
 def test_references() -> None:
     sources, bank = painted(40), painted(40, first=40)
-    rows, shown = references(Judge(Colour(), sources), bank.images)
+    rows, shown = references(judged(sources, bank.images))
     source, hand, near = rows
     assert (source.accuracy, source.relative, source.agreement, source.rmse) == (1, 1, 1, 0)
     assert source.feature_distance == pytest.approx(0, abs=1e-6)
@@ -297,26 +237,18 @@ def test_training_is_the_same_every_time() -> None:
     assert torch.equal(a, b)
 
 
-def test_the_table_and_the_sheet(tmp_path: Path) -> None:
-    lines = table(
-        [Row("source", 1, 1, 1, 0, 0, None, None), Row("balanced 300", 0.25, 0.5, 1, 0, 0, 0.125, 9, 0.75)]
-    ).splitlines()
+def test_the_table() -> None:
+    source = Row("source", *[0.5] * 9)
+    lines = table([source, replace(source, name="balanced 300", between_draws=0.125, kept=0.75)]).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["source", "1.000", "1.000", "1.000", "0.000", "0.000", "–", "–", "1.000"]
-    assert lines[2].split() == [
-        "balanced",
-        "300",
-        "0.250",
-        "0.500",
-        "1.000",
-        "0.000",
-        "0.000",
-        "0.125",
-        "9.000",
-        "0.750",
-    ]
-    from PIL import Image
+    assert lines[1].split()[:4] == ["kept", "relative", "answer", "RMSE"]
+    assert lines[2].split() == ["source", *["0.500"] * 9, *"––––––––", "1.000"]
+    assert lines[3].split() == ["balanced", "300", *["0.500"] * 9, "0.125", *"–––––––", "0.750"]
+    assert list(COLUMNS) == [name for name in Row.__dataclass_fields__ if name != "name"]
+    assert all(f"{head} ({name}): " in meanings() for name, (head, _) in COLUMNS.items())
 
+
+def test_the_sheet(tmp_path: Path) -> None:
     images = painted(3).images
     sheet({"source": images, "level 0": images.flip(0)}, tmp_path / "views.png", count=3, side=32)
     with Image.open(tmp_path / "views.png") as paper:
@@ -325,16 +257,19 @@ def test_the_table_and_the_sheet(tmp_path: Path) -> None:
         assert paper.getpixel((33, 16 + 1)) == tuple(images[2, :, 0, 0].tolist())
 
 
-def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A folder of painted images under the names of the real ones; what the program loads is only noted down."""
     monkeypatch.setenv("GENVIEW_DATA", str(tmp_path))
     monkeypatch.setattr(view_quality, "QUICK", TINY)
-    asked_for: list[object] = []
+    asked: list[object] = []
 
     def load(settings: object) -> Noisy:
-        asked_for.append(settings)
+        asked.append(settings)
         return Noisy()
 
     monkeypatch.setattr(view_quality, "load", load)
+    monkeypatch.setattr(view_quality, "baselines", lambda _settings: [("img2img", Noisy())])
     (tmp_path / "cifar10").mkdir()
     source = Painted(90, size=16)
     for name, rows in (("train-00", range(30)), ("train-01", range(30, 60)), ("test", range(60, 90))):
@@ -342,27 +277,52 @@ def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
             for i in rows:
                 source.image(i).save(data := BytesIO(), "PNG")
                 archive.writestr(f"{name[:5]}/{source.key(i)}", data.getvalue())
-    asked = ["--quick", "--size", "16", "--count", "24", "--cache", str(tmp_path / "cache")]
+    return asked
+
+
+def photographed(folder: Path) -> None:
+    """Write four photographs with masks: the disc, and one that is all thing."""
+    for part in ("images", "fg_masks"):
+        (folder / "coco256_det320" / part / "val").mkdir(parents=True)
+    for i in range(4):
+        image = Painted(size=64).image(i)
+        image.save(folder / "coco256_det320" / "images" / "val" / f"{i}.jpg")
+        disc = np.array(image).min(axis=2) > 200
+        Image.fromarray(disc if i else np.ones_like(disc)).save(
+            folder / "coco256_det320" / "fg_masks" / "val" / f"{i}.png"
+        )
+
+
+def test_the_program(tmp_path: Path, asked_for: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    photographed(tmp_path)
+    asked = ["--quick", "--size", "16", "--count", "14", "--cache", str(tmp_path / "cache")]
     assert main([*asked, "--sheet", str(tmp_path / "views.png")]) == 0
     shown = capsys.readouterr()
     last = json.loads(shown.out.splitlines()[-1])
-    assert [row["name"] for row in last["rows"]] == [
-        "source",
-        "hand-made",
-        "nearest",
-        "level 0",
-        "level 200",
-        "level 400",
-    ]
-    assert (last["generator"], last["count"], last["quick"], last["data"]) == ("noisy", 24, True, "cifar10")
+    levels = [f"{name} {level}" for name in ("level", "img2img") for level in (0, 200, 400)]
+    assert [row["name"] for row in last["rows"]] == ["source", "hand-made", "nearest", *levels]
+    assert (last["generator"], last["count"], last["others"], last["data"]) == ("noisy", 14, 16, "cifar10")
+    assert (last["quick"], last["photographs"]) == (True, 3)
+    assert last["rows"][3]["inside"] > last["limits"]["others"]["inside"]
+    assert last["encoded_per_second"].keys() == {"level", "img2img"}
     assert "left" in shown.err
     assert (tmp_path / "views.png").exists()
     assert asked_for == [EmbeddedSettings(size=16)]
+
+
+def test_the_program_with_presets_and_policies(
+    tmp_path: Path, asked_for: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--quick", "--size", "16", "--count", "24", "--cache", str(tmp_path / "cache")]
     more = ["--presets", "paper", "fast", "--levels", "100", "--policies", "constant", "drop"]
     assert main([*asked, *more]) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["name"] for row in last["rows"][3:]] == ["paper 100", "constant", "drop", "fast 100"]
-    assert asked_for[1:] == [EmbeddedSettings(size=16), EmbeddedSettings(size=16, steps=1)]
+    said = capsys.readouterr().out
+    last = json.loads(said.splitlines()[-1])
+    assert [row["name"] for row in last["rows"][3:]] == ["paper 100", "img2img 100", "constant", "drop", "fast 100"]
+    assert last["count"] == last["others"] == 15, "at most half of the test images are sources"
+    assert "no coco256_det320" in said
+    assert last["photographs"] is last["rows"][3]["inside"] is None
+    assert asked_for == [EmbeddedSettings(size=16), EmbeddedSettings(size=16, steps=1)]
     assert {name: found["steps"] for name, found in last["settings"].items()} == {"paper": 2, "fast": 1}
 
 
