@@ -7,16 +7,16 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genview.encoders import FrozenEncoder
 from genview.encoders.frozen import Encoded
 from genview.encoders.token_encoder import weights_folder
 from genview.encoders.tower import fitted
 from genview.generators import EmbeddedSettings, Img2ImgSettings, Text
+from genview.generators.embedded import code_with_noise
 from genview.generators.generator import LEVELS
-from genview.generators.sampler import Course, Step, denoise, finished, noise_for, noised_embedding
-from genview.generators.token_diffusion import NOTHING_KNOWN, load_layout
+from genview.generators.sampler import Course, Step, denoise, finished, noise_for
+from genview.generators.token_diffusion import NOTHING_KNOWN, NoisedCode, load_layout
 
 
 class WithPixels:
@@ -47,12 +47,11 @@ class FromSource:
 
     def __init__(self, settings: EmbeddedSettings, *, told: bool) -> None:
         folder = weights_folder(settings.weights)
-        encoder, self._denoiser, self._pixels, self._noising = load_layout(folder, settings.size)
+        self._code_of, self._denoiser, self._pixels, self._noising = load_layout(folder, settings.size)
         self._denoiser.eval().requires_grad_(False)
         self.name, self.size = f"from source/{folder.name}", settings.size
-        self.encoder: FrozenEncoder = WithPixels(encoder, settings.size)
-        self._steps, self._told, self._device = settings.steps, told, torch.device("cpu")
-        self._shape, self._patch = encoder.condition_shape, encoder.model.stride
+        self.encoder: FrozenEncoder = WithPixels(self._code_of, settings.size)
+        self._settings, self._told, self._device = settings, told, torch.device("cpu")
 
     def to(self, device: torch.device | str) -> Self:
         """Move to a device."""
@@ -83,7 +82,7 @@ class FromSource:
 
     def _sample(self, condition: Tensor, level: int, seeds: Sequence[int]) -> Tensor:
         pixels, code = condition.split([3 * self.size**2, condition.shape[1] - 3 * self.size**2], dim=1)
-        clean = F.pixel_unshuffle(2 * pixels.view(-1, 3, self.size, self.size) - 1, self._patch)
+        clean = 2 * pixels.view(-1, 3, self.size, self.size) - 1
         first = begin(level)
         kept = self._denoiser.kept_pixels[first].cpu()
         x = kept.sqrt() * clean + (1 - kept).sqrt() * noise_for(seeds, clean.shape[1:], "latent")
@@ -93,18 +92,17 @@ class FromSource:
             times = step.time.to(self._device).expand(len(x))
             return self._denoiser(x, times, code, level_told).float().clamp(-1, 1), None
 
-        course = Course(cut_off(self._pixels, first), self._steps)
+        course = Course(cut_off(self._pixels, first), self._settings.steps)
         x = denoise(predictions, course, x.to(self._device), torch.ones(len(x)))
-        return finished(torch.pixel_shuffle(x, self._patch), self.size).cpu()
+        return finished(x, self.size).cpu()
 
-    def _code(self, code: Tensor, level: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _code(self, code: Tensor, level: int, seeds: Sequence[int]) -> tuple[NoisedCode, Tensor]:
         """Return what the network is told of the source beside noisy pixels, and the level that says how well."""
-        levels = torch.full((len(code),), level if self._told else NOTHING_KNOWN)
-        if self._told:
-            noise, zero, one = noise_for(seeds, code.shape[1:], "embedding"), torch.zeros(1), torch.ones(1)
-            code = noised_embedding(code, levels, noise, self._noising.alphas_cumprod, mean=zero, std=one)
-        code = code if self._told else torch.zeros_like(code)
-        return code.view(-1, *self._shape).to(self._device), levels.to(self._device)
+        levels = torch.full((len(code),), level)
+        made = code_with_noise(self._code_of, code, levels, seeds, self._settings.pace, self._noising)
+        if not self._told:
+            made, levels = NoisedCode(*map(torch.zeros_like, made)), torch.full_like(levels, NOTHING_KNOWN)
+        return NoisedCode(*(part.to(self._device) for part in made)), levels.to(self._device)
 
 
 def begin(level: int) -> int:

@@ -37,7 +37,7 @@ TRUNK: dict[str, Any] = {
     "stem_stride": 2,
 }
 EXPERIMENT: dict[str, Any] = {
-    "encoder": {"trunk": TRUNK, "channels": 4},
+    "encoder": {"trunk": TRUNK, "detail_channels": 4, "gist_channels": 6},
     "method": {"kind": "simsiam", "projection": 16, "bottleneck": 8},
     "pairs": {"recipe": "small", "size": 32},
     "training": {"length": "4 steps", "batch": 8, "workers": 0, "save_every": "2 steps", "measure_every": "1 steps"},
@@ -199,7 +199,7 @@ def test_check_and_report_understand_it(
         (["--set", "training.devices=2"], "say fit.device and fit.devices"),
         (["--set", "training.backbone={name: resnet18}"], "remove training.backbone"),
         (["--set", "fit.start_from=natrual"], "holds no generator"),
-        (["--set", "fit.start_from=natural"], "fit.network.widths: there [96, 160], now [16, 32]"),
+        (["--set", "fit.start_from=natural"], "fit.network.widths: there [48, 96, 192], now [16, 32]"),
         (["--set", "encoder_weights=resnet19"], "Did you mean 'resnet"),
         (["--set", "encoder_weights=trunk.pth"], "could run code"),
         (["--set", "encoder_weights=absent.safetensors"], "no file of weights"),

@@ -23,7 +23,7 @@ from from_source import FromSource, begin
 from judge import rmse
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
-ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, condition_from=(0, 2), channels=4)
+ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, detail_from=(0, 2), detail_channels=4, gist_channels=6)
 SIZE = 16
 
 
@@ -54,7 +54,7 @@ def test_steps_by_hand(weights: str, steps: int) -> None:
     mean = encoder.sketch.bias.detach().double().view(1, -1, 1, 1)  # type: ignore[union-attr]
     variance = float(encoder.residual + encoder.sketch.weight.square().sum(dim=1).mean())
     clean = F.pixel_unshuffle(images.images.double() / 255 * 2 - 1, encoder.stride)
-    noise = noise_for([5, 6, 7], clean.shape[1:], "latent").double()
+    noise = F.pixel_unshuffle(noise_for([5, 6, 7], (3, SIZE, SIZE), "latent").double(), encoder.stride)
 
     def guess(x: Tensor, kept: Tensor) -> Tensor:
         gain = kept.sqrt() * variance / (kept * variance + 1 - kept)
@@ -71,7 +71,7 @@ def test_steps_by_hand(weights: str, steps: int) -> None:
 
 
 def test_told_of_the_source_it_stays_nearer_and_strays_with_the_level(weights: str) -> None:
-    settings, images = EmbeddedSettings(weights=weights, size=SIZE), painted(20).images
+    settings, images = EmbeddedSettings(weights=weights, size=SIZE, pace=1.0), painted(20).images
     told, untold = (
         [rmse(views(FromSource(settings, told=told), images, [level] * 20, list(range(20))), images).mean()
          for level in (0, 200, 400)]

@@ -91,7 +91,8 @@ class Embedded:
         """Make one view a row; see `Generator.sample`."""
         if texts is not None:
             raise UserError("The embedded generator reads no text: take prompts out of the file of conditions.")
-        known, level = self._noised(condition, level, seeds), level.to(self._device)
+        known = code_with_noise(self.encoder, condition, level, seeds, self.settings.pace, self._noising)
+        known, level = NoisedCode(*(part.to(self._device) for part in known)), level.to(self._device)
         latents = noise_for(seeds, (3, self.size, self.size), "latent").to(self._device)
         unknown = NoisedCode(*(torch.zeros_like(part) for part in known))
 
@@ -103,16 +104,6 @@ class Embedded:
 
         x = denoise(predictions, Course(self._solver(), self.settings.steps), latents, guidance)
         return finished(x, self.size).cpu()
-
-    def _noised(self, condition: Tensor, level: Tensor, seeds: Sequence[int]) -> NoisedCode:
-        """Noise the gist by its level, the detail by `pace` times it; on the CPU, to be the same anywhere."""
-        abar = self._noising.alphas_cumprod
-        check_levels(level, abar)
-        code = self.encoder.code(condition.float().cpu())
-        noise = self.encoder.code(noise_for(seeds, (condition.shape[1],), "embedding"))
-        of_detail = (level.cpu() * self.settings.pace).round().long().clamp(max=len(abar) - 1)
-        made = noised(code, level.cpu(), of_detail.view(-1, 1, 1, 1), noise, abar)
-        return NoisedCode(*(part.to(self._device) for part in made))
 
     def _predict(self, x: Tensor, t: Tensor, code: NoisedCode, level: Tensor) -> Tensor:
         half = self.settings.precision == "bfloat16" or (
@@ -127,3 +118,27 @@ class Embedded:
         from diffusers import DPMSolverMultistepScheduler
 
         return DPMSolverMultistepScheduler.from_config(self._pixels.config)
+
+
+def code_with_noise(
+    encoder: FrozenTokenEncoder, condition: Tensor, level: Tensor, seeds: Sequence[int], pace: float, noising: Any
+) -> NoisedCode:
+    """Noise the gist by its level and the detail by `pace` times it; on the CPU, so that it is the same anywhere.
+
+    Args:
+        encoder: knows the shape of the code.
+        condition: its embeddings, B×E.
+        level: B whole numbers.
+        seeds: one a row.
+        pace: the detail's level is so many times the gist's, and at most the highest there is.
+        noising: scheduler of the noise.
+
+    Raises:
+        UserError: a level lies outside the schedule.
+    """
+    abar, level = noising.alphas_cumprod, level.cpu()
+    check_levels(level, abar)
+    code = encoder.code(condition.float().cpu())
+    noise = encoder.code(noise_for(seeds, (condition.shape[1],), "embedding"))
+    of_detail = (level * pace).round().long().clamp(max=len(abar) - 1)
+    return noised(code, level, of_detail.view(-1, 1, 1, 1), noise, abar)

@@ -48,7 +48,7 @@ def start_from(lesson: TokenDiffusion, name: str, *, encoder: bool = True) -> No
 def _architecture(denoiser: Denoiser) -> dict[str, Any]:
     """Return what decides names and shapes of weights, and what they mean, by the names of the settings."""
     config = denoiser.unet.config
-    network = {"widths": list(config.block_out_channels), "layers": config.layers_per_block}
+    network = {"widths": list(config.block_out_channels), "layers": config.layers_per_block, "patch": denoiser.patch}
     encoder = asdict(denoiser.encoder.settings)
     return {"encoder": _plain(encoder), "fit": {"network": network}}
 
