@@ -15,7 +15,8 @@ from genview.encoders.token_encoder import FrozenTokenEncoder, weights_folder
 from genview.errors import UserError
 from genview.generators.generator import Text
 from genview.generators.sampler import Course, Step, check_levels, denoise, finished, noise_for
-from genview.generators.token_diffusion import NOTHING_KNOWN, NoisedCode, load_layout, noised
+from genview.generators.student import Student
+from genview.generators.token_diffusion import NOTHING_KNOWN, NoisedCode, load_layout, noised, read_sampling
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class EmbeddedSettings:
     """`weights` names a model inside the package or the --out folder of `genview fit-generator`.
 
     `size` is the side of the views, a multiple of 8 pixels; the network is convolutional and was trained on
-    windows of 32. The detail of the code gets `pace` times the level of its gist. With a guidance of 1 the network
-    runs once a step, otherwise twice.
+    windows of 32. The detail of the code gets `pace` times the level of its gist. `steps` are those that the weights
+    were made for where None. With a guidance of 1 the network runs once a step, otherwise twice.
     """
 
     kind: Literal["embedded"] = "embedded"
     weights: str = "natural"
     size: int = 32
-    steps: int = 2
+    steps: int | None = None
     guidance: float = 1.0
     pace: float = 2.5
     batch: int = 64
@@ -63,6 +64,15 @@ class Embedded:
         self.settings = settings
         self.encoder: FrozenTokenEncoder
         self.encoder, self._denoiser, self._pixels, self._noising = load_layout(folder, settings.size)
+        sampling = read_sampling(folder)
+        self._steps, self._order = settings.steps or sampling.steps, 2
+        if sampling.distilled:
+            self._denoiser, self._order = Student(self.encoder.model, self._denoiser.unet, sampling.steps), 1
+            if self._steps != sampling.steps:
+                raise UserError(
+                    f"The generator in {folder} was distilled to {sampling.steps} steps and knows no other number: "
+                    f"leave generator.steps ({settings.steps}) and generator.preset out."
+                )
         self._denoiser.eval().requires_grad_(False)
         self._device = torch.device("cpu")
 
@@ -102,7 +112,7 @@ class Embedded:
                 return conditional, None
             return conditional, self._predict(x, step.time, unknown, torch.full_like(level, NOTHING_KNOWN))
 
-        x = denoise(predictions, Course(self._solver(), self.settings.steps), latents, guidance)
+        x = denoise(predictions, Course(self._solver(), self._steps), latents, guidance)
         return finished(x, self.size).cpu()
 
     def _predict(self, x: Tensor, t: Tensor, code: NoisedCode, level: Tensor) -> Tensor:
@@ -117,7 +127,7 @@ class Embedded:
     def _solver(self) -> Any:
         from diffusers import DPMSolverMultistepScheduler
 
-        return DPMSolverMultistepScheduler.from_config(self._pixels.config)
+        return DPMSolverMultistepScheduler.from_config(self._pixels.config, solver_order=self._order)
 
 
 def code_with_noise(

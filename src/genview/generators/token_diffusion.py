@@ -10,7 +10,7 @@ only learns what the sketch and the noisy pixels together do not say, which make
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,18 @@ class NoisedCode(NamedTuple):
     detail: Tensor
     gist: Tensor
     kept: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a network is sampled: in how many steps, as a student of `distil` or not, and the guidance built into it.
+
+    `model_index.json` keeps it. A student takes steps of DDIM, and no other number of them.
+    """
+
+    steps: int = 2
+    distilled: bool = False
+    guidance: float = 1.0
 
 
 def create_unet(settings: NetworkSettings, encoder: TokenEncoder) -> Any:
@@ -164,7 +176,7 @@ def schedules() -> tuple[Any, Any]:
     return pixels, DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 
 
-def save_layout(folder: Path, encoder: TokenEncoder, unet: Any) -> None:
+def save_layout(folder: Path, encoder: TokenEncoder, unet: Any, sampling: Sampling = Sampling()) -> None:
     """Write encoder, UNet (half precision) and schedulers in the layout of a diffusers pipeline."""
     pixels, condition = schedules()
     save_token_encoder(encoder, folder / "encoder")
@@ -177,6 +189,7 @@ def save_layout(folder: Path, encoder: TokenEncoder, unet: Any) -> None:
         "unet": ["diffusers", "UNet2DModel"],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "image_noising_scheduler": ["diffusers", "DDPMScheduler"],
+        "sampling": asdict(sampling),
     }
     write_json(folder / "model_index.json", index)
 
@@ -212,3 +225,16 @@ def load_layout(folder: Path, size: int) -> tuple[FrozenTokenEncoder, Denoiser, 
     if size <= 0 or size % step:
         raise UserError(f"size {size} does not suit the generator in {folder}: take a multiple of {step} pixels.")
     return encoder, denoiser, pixels, condition
+
+
+def read_sampling(folder: Path) -> Sampling:
+    """Read how the network of a checked layout is sampled; what older layouts do not say is as in `Sampling()`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = folder / "model_index.json"
+    try:
+        return Sampling(**json.loads(file.read_text()).get("sampling", {}))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} does not say how its network is sampled ({error}). Make it anew.") from error
