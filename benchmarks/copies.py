@@ -2,9 +2,12 @@
 
 A view is a copy of a training image where that is nearer, in pixels, than half the mean distance of the next fifty.
 The measure is relative since plain images lie near to many others without being a copy of any (after Carlini et al.,
-2023, section 5.1, who use these numbers on CIFAR-10). Mirror images count as well, shifted ones do not. A view is a
-copy of its source where it differs less from it than the source does from itself saved as a JPEG file of quality 75:
-by nothing that anyone would see.
+2023, section 5.1, who use these numbers on CIFAR-10). Mirror images count as well. Of 200 training images there it
+finds all saved as JPEG of quality 30, blurred by 3×3 pixels, or with noise of a deviation of 8 of 255, but only 58 %
+of those shifted by a pixel; of 600 real test images it takes 0.8 % for copies.
+
+A view is a copy of its source where it differs less from it than the source does from itself saved as a JPEG file of
+quality 75: by nothing that anyone would see.
 """
 
 from __future__ import annotations

@@ -23,6 +23,11 @@ from policies import resized
 BATCH = 64
 
 
+def fastest() -> str:
+    """Return the device that generators are to be on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True)
 class Drawer:
     """Sources whose conditions are known, and a generator that draws views of them."""
@@ -52,7 +57,8 @@ def drawer(generator: Generator, sources: Labelled, guidance: float, name: str, 
     """Encode the sources."""
     conditions = []
     for rows in torch.arange(len(sources.keys)).split(BATCH):
-        conditions.append(generator.encoder.encode(sources.images[rows] / 255).embedding)
+        images = sources.images[rows].to(fastest()) / 255
+        conditions.append(generator.encoder.encode(images).embedding.cpu())
         tell(f"encoding for {name}", int(rows[-1]) + 1, len(sources.keys))
     return Drawer(generator, sources, torch.cat(conditions), guidance, name, tell)
 
@@ -77,7 +83,7 @@ def compare(
 ) -> Compared:
     """Measure every level; rows are called by `name` and level."""
     # What is to be compiled should be so before it is timed.
-    drawer(generator, judge.sources.first(BATCH), guidance, name, judge.tell).draw(levels[0], 0)
+    drawer(generator, judge.sources.first(BATCH), guidance, f"trying {name}", judge.tell).draw(levels[0], 0)
     start = time.perf_counter()
     views = drawer(generator, judge.sources, guidance, name, judge.tell)
     found = Compared([], {}, name, len(judge.sources.keys) / (time.perf_counter() - start))

@@ -80,17 +80,17 @@ def _sides(values: Tensor, things: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def photographs(net: Classifier, folder: Path, size: int, count: int | None, tell: Tell) -> Photographs | None:
-    """Read the first `count` photographs that have thing and rest; None where there is no such folder."""
+    """Read the first `count` photographs that have thing and rest; None where these are not two."""
     masks, images, things = masks_in(folder)[:count], [], []
     for start in range(0, len(masks), BATCH):
         photos, found = read(masks[start : start + BATCH], size)
         images.append((photos * 255).round().byte())
         things.append(found)
         tell("reading photographs", min(start + BATCH, len(masks)), len(masks))
-    if not masks:
-        return None
-    mask = torch.cat(things)
+    mask = torch.cat([torch.zeros(0, 1, size, size), *things])
     share = mask.mean(dim=(1, 2, 3))
     rows = ((share > LEAST) & (share < 1 - LEAST)).nonzero().flatten()
+    if len(rows) < 2:
+        return None
     keys = [f"{masks[i].parent.name}/{masks[i].stem}" for i in rows.tolist()]
     return Photographs(net, Labelled(keys, torch.cat(images)[rows], torch.zeros_like(rows)), mask[rows])

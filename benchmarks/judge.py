@@ -107,10 +107,13 @@ def rmse(a: Tensor, b: Tensor) -> Tensor:
     return ((a.float() - b.float()) / 255).square().flatten(1).mean(dim=1).sqrt()
 
 
-def nearest(sources: Tensor, bank: Tensor) -> Tensor:
+def nearest(sources: Tensor, bank: Tensor, tell: Tell) -> Tensor:
     """For each uint8 source the image of `bank` that is nearest in pixels."""
-    flat = bank.flatten(1) / 255
-    return bank[torch.cat([torch.cdist(s.flatten(1) / 255, flat).argmin(dim=1) for s in sources.split(100)])]
+    flat, found = bank.flatten(1) / 255, []
+    for rows in torch.arange(len(sources)).split(100):
+        found.append(torch.cdist(sources[rows].flatten(1) / 255, flat).argmin(dim=1))
+        tell("looking for the nearest training images", int(rows[-1]) + 1, len(sources))
+    return bank[torch.cat(found)]
 
 
 def hand_made(sources: Tensor, seed: int) -> Tensor:
@@ -125,7 +128,7 @@ def hand_made(sources: Tensor, seed: int) -> Tensor:
 def references(judge: Judge) -> tuple[list[Row], dict[str, Tensor]]:
     """Measure what the views are to be compared with; return rows and images by name."""
     real = judge.sources.images
-    shown = {"source": real, "hand-made": hand_made(real, 0), "nearest": nearest(real, judge.bank)}
+    shown = {"source": real, "hand-made": hand_made(real, 0), "nearest": nearest(real, judge.bank, judge.tell)}
     again = {"hand-made": hand_made(judge.few.images, 1)}
     return [
         judge.row(name, Views.all(images), Views.all(again[name]) if name in again else None)

@@ -31,7 +31,7 @@ import torch
 
 from classifier import QUICK, Labelled, Recipe, Tell, classifier_for
 from columns import Row, meanings, table
-from drawing import Compared, compare, sheet
+from drawing import Compared, compare, fastest, sheet
 from from_source import FromSource
 from genview.errors import UserError
 from genview.generators import EmbeddedSettings, Generator, GeneratorSettings
@@ -143,11 +143,6 @@ def baselines(settings: GeneratorSettings) -> Iterator[tuple[str, Generator]]:
     if isinstance(settings, EmbeddedSettings):
         for name, told in (("img2img", False), ("begun", True)):
             yield name, FromSource(settings, told=told).to(fastest())
-
-
-def fastest() -> str:
-    """Return the device."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

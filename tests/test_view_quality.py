@@ -69,8 +69,8 @@ def test_nearest_against_loops() -> None:
     sources, bank = painted(7).images, painted(30, first=7).images
     distances = [[float((s.float() - b.float()).square().sum()) for b in bank] for s in sources]
     expected = [bank[row.index(min(row))] for row in distances]
-    assert torch.equal(nearest(sources, bank), torch.stack(expected))
-    assert torch.equal(nearest(bank[5:8], bank), bank[5:8])
+    assert torch.equal(nearest(sources, bank, silent), torch.stack(expected))
+    assert torch.equal(nearest(bank[5:8], bank, silent), bank[5:8])
 
 
 def test_views_come_in_order_with_their_seeds_and_size() -> None:
@@ -183,7 +183,7 @@ def test_references() -> None:
     assert 0.05 < hand.rmse < 0.6
     assert 0.05 < (hand.between_draws or 0) < 0.6
     assert near.rmse < hand.rmse
-    assert torch.equal(shown["nearest"], nearest(sources.images, bank.images))
+    assert torch.equal(shown["nearest"], nearest(sources.images, bank.images, silent))
     assert source.between_draws is None
     assert near.between_draws is None
 
