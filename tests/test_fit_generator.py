@@ -162,6 +162,16 @@ def test_stopped_in_either_training_it_goes_on_to_the_same_end(finished: Path, f
         assert (finished / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, verb: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    def struck(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("genview.experiment.fit_generator", struck)
+    done = verb(tmp_path / "out")
+    assert done.returncode == 130
+    assert "Run the same command again to continue" in done.stderr
+
+
 def test_the_folder_of_another_experiment_is_refused(finished: Path, verb: Callable[..., Said]) -> None:
     done = verb(finished, "--set", "fit.rate=0.1")
     assert done.returncode == 2
