@@ -49,7 +49,7 @@ EXPERIMENT: dict[str, Any] = {
         "device": "cpu",
         "measure_every": 2,
         "sample_every": 4,
-        "save_every": 2,
+        "save_every": 3,
     },
 }
 
@@ -135,7 +135,7 @@ def test_doing_it_again_says_that_it_is_finished_and_changes_nothing(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
     lines = (finished / "measures.jsonl").read_text()
-    done = verb(finished, "--set", "fit.workers=1", "--set", "fit.save_every=3")
+    done = verb(finished, "--set", "fit.workers=1", "--set", "fit.save_every=2")
     assert done.returncode == 0, done.stderr
     assert "finished already" in done.stderr
     assert "images:" not in done.stderr, "no cost is told of what is done"

@@ -174,7 +174,7 @@ class Fitting:
             self._sample()
         if saved and rank() == 0:
             state.save(self.task.checkpoint)
-        if (sampled or saved) and rank() == 0:
+        if (sampled or saved) and rank() == 0 and state.step < settings.steps:  # the last page shows the result
             self.page()
 
     def _loss(self) -> float:
