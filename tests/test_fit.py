@@ -28,8 +28,9 @@ from genview.generators.lesson import LessonSettings
 from genview.generators.token_diffusion import NetworkSettings
 from genview.store import RunFolder
 from genview.training.average import MovingAverage
-from genview.training.fit import Task, fit, share_of_rate
+from genview.training.fit import fit, share_of_rate
 from genview.training.samples import LEVELS, draw, scores
+from genview.training.task import Task
 from learners import Guess
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}, stem_stride=2)

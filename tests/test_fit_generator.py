@@ -49,7 +49,7 @@ EXPERIMENT: dict[str, Any] = {
         "device": "cpu",
         "measure_every": 2,
         "sample_every": 4,
-        "save_every": 2,
+        "save_every": 3,
     },
 }
 
@@ -135,7 +135,7 @@ def test_doing_it_again_says_that_it_is_finished_and_changes_nothing(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
     lines = (finished / "measures.jsonl").read_text()
-    done = verb(finished, "--set", "fit.workers=1", "--set", "fit.save_every=3")
+    done = verb(finished, "--set", "fit.workers=1", "--set", "fit.save_every=2")
     assert done.returncode == 0, done.stderr
     assert "finished already" in done.stderr
     assert "images:" not in done.stderr, "no cost is told of what is done"
@@ -160,6 +160,16 @@ def test_stopped_in_either_training_it_goes_on_to_the_same_end(finished: Path, f
     stopped("nothing", 0)
     for name in ("unet/diffusion_pytorch_model.safetensors", "encoder/model.safetensors"):
         assert (finished / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, verb: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    def struck(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("genview.experiment.fit_generator", struck)
+    done = verb(tmp_path / "out")
+    assert done.returncode == 130
+    assert "Run the same command again to continue" in done.stderr
 
 
 def test_the_folder_of_another_experiment_is_refused(finished: Path, verb: Callable[..., Said]) -> None:

@@ -24,7 +24,8 @@ from genview.generators.token_diffusion import NetworkSettings
 from genview.methods import Losses, Method
 from genview.store import RunFolder
 from genview.training.batchnorm import synchronised
-from genview.training.fit import Task, fit
+from genview.training.fit import fit
+from genview.training.task import Task
 from learners import SMALL, Guess, gradients, learner_of, objective, views_for
 
 BATCH = 8

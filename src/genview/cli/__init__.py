@@ -32,6 +32,8 @@ Out = Annotated[
 ]
 Set = Annotated[list[str], typer.Option("--set", help="Override: path=value, as in --set images.root=PHOTOS.")]
 NO_SETS: list[str] = []
+STOPPED = 130
+"""The exit code that Typer makes of Ctrl-C."""
 Launching = Annotated[
     Literal["auto", "here", "local", "index", "ray"],
     typer.Option(
@@ -277,6 +279,7 @@ def main() -> None:
     except UserError as error:
         screen.print(f"[bold red]genview:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        screen.print("\nStopped. Run the same command again to continue.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == STOPPED:
+            screen.print("\nStopped. Run the same command again to continue.")
+        raise

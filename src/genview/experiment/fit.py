@@ -30,9 +30,10 @@ from genview.report import write_fit_page
 from genview.seeds import seed_of
 from genview.store import RunFolder, claim, write_bytes
 from genview.training import TrainSettings, pretrain
-from genview.training.fit import Task, check, fit
+from genview.training.fit import fit
 from genview.training.optimizer import Sgd
 from genview.training.pretrain import Tell, make_fabric
+from genview.training.task import Task, check
 
 SMALL_ENCODER = TokenEncoderSettings(
     BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}, stem_stride=1),

@@ -12,7 +12,7 @@ from genview.distributed import world_size
 from genview.experiment.cost import in_bytes, training_cost
 from genview.experiment.fit import Fit
 from genview.report.words import span
-from genview.training.fit import check
+from genview.training.task import check
 from genview.training.trial import trial
 
 TRIAL_STEPS = 2

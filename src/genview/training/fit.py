@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from genview.distributed import global_mean, rank, world_size
 from genview.errors import UserError
 from genview.generators.lesson import Lesson, LessonSettings
-from genview.generators.windows import Window, Windows, together
-from genview.images import ImageSource
-from genview.images.order import positions
+from genview.generators.windows import Window
 from genview.seeds import seed_of
-from genview.store import RunFolder, sweep
+from genview.store import sweep
 from genview.training.average import MovingAverage
 from genview.training.devices import make_fabric, own_buffers
 from genview.training.interrupt import Interruption
@@ -27,34 +23,9 @@ from genview.training.record import Record, Tell
 from genview.training.result import fresh, remove, write_result
 from genview.training.samples import draw, keep, scores
 from genview.training.state import LessonState
+from genview.training.task import Task, as_images, check
 
-CHECKPOINT = "training.pt"
 Page = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a generator is trained for: the lesson, images, settings, where results go, and the seed.
-
-    `held_out`: images that are not trained on, B×3×S×S in [0, 1], of which views are drawn; none where it is empty.
-    """
-
-    lesson: Lesson
-    source: ImageSource
-    held_out: Tensor
-    settings: LessonSettings
-    run: RunFolder
-    seed: int
-
-    @property
-    def checkpoint(self) -> Path:
-        """The state of an unfinished training."""
-        return self.run.root / CHECKPOINT
-
-    @property
-    def finished(self) -> bool:
-        """Whether the result is there."""
-        return (self.run.root / self.lesson.last_file).exists()
 
 
 def fit(task: Task, tell: Tell, page: Page = lambda: None) -> None:
@@ -78,7 +49,7 @@ def fit(task: Task, tell: Tell, page: Page = lambda: None) -> None:
         return
     fabric = make_fabric(settings, "fit")
     check(task, world_size())
-    lesson.to(fabric.device).train()
+    place(lesson, settings, fabric.device)
     optimizer = optimizer_of(lesson, settings)
     state = LessonState(lesson, optimizer, MovingAverage(lesson, settings.average))
     if rank() == 0:
@@ -86,12 +57,9 @@ def fit(task: Task, tell: Tell, page: Page = lambda: None) -> None:
     if task.checkpoint.exists():
         state.load(task.checkpoint, fabric.device)
     elif rank() == 0:
-        lesson.prepare(_first_windows(task, fabric.device))
+        lesson.prepare(task.first_windows(fabric.device))
     if rank() == 0:
         task.run.forget_after(state.step, ("fit/", "online/"))
-    if settings.compile:
-        for part in lesson.compiled_parts():
-            part.compile(dynamic=False)
     module, wrapped = fabric.setup(FromBytes(lesson), optimizer)  # gives all processes the weights of the first
     own_buffers(module)
     if not state.step:
@@ -105,22 +73,14 @@ def fit(task: Task, tell: Tell, page: Page = lambda: None) -> None:
         fabric.barrier()
 
 
-def check(task: Task, processes: int) -> None:
-    """See that there are images for a batch, and that it can be divided among the processes.
-
-    Raises:
-        UserError: it is not so.
-    """
-    batch, count = task.settings.batch, len(task.source)
-    if count < batch:
-        raise UserError(
-            f"There are {count} images to train on, fewer than one batch of {batch}: a generator needs some "
-            f"thousands of images, and fit.batch at most their number. Try --set fit.batch={max(count // 2, 1)}."
-        )
-    if batch % processes:
-        raise UserError(
-            f"fit.batch {batch} cannot be divided among {processes} processes: take a multiple of {processes}."
-        )
+def place(lesson: Lesson, settings: LessonSettings, device: torch.device) -> None:
+    """Bring a lesson to its device, in train mode, laid out and compiled as suits."""
+    lesson.to(device).train()
+    if device.type == "cuda":
+        lesson.to(memory_format=torch.channels_last)  # on CPUs it makes no difference
+    if settings.compile:
+        for part in lesson.compiled_parts():
+            part.compile(dynamic=False)
 
 
 def optimizer_of(lesson: Lesson, settings: LessonSettings) -> torch.optim.Optimizer:
@@ -148,11 +108,6 @@ class FromBytes(nn.Module):
         return losses
 
 
-def as_images(pixels: Tensor) -> Tensor:
-    """Uint8 to floats in [0, 1]."""
-    return pixels.to(torch.get_default_dtype()) / 255
-
-
 @dataclass
 class Fitting:
     """One run through the steps that are left."""
@@ -168,7 +123,7 @@ class Fitting:
     def run_through(self) -> None:
         """Take every step from the state's to the last."""
         with Interruption() as interruption:
-            batches = self._batches()
+            batches = self.task.batches(self.state.step, self.fabric.device)
             while True:
                 try:
                     with self.record.waiting():
@@ -219,7 +174,7 @@ class Fitting:
             self._sample()
         if saved and rank() == 0:
             state.save(self.task.checkpoint)
-        if (sampled or saved) and rank() == 0:
+        if (sampled or saved) and rank() == 0 and state.step < settings.steps:  # the last page shows the result
             self.page()
 
     def _loss(self) -> float:
@@ -245,10 +200,10 @@ class Fitting:
             return
         folder = self.task.run.root / ".preview"
         lesson = self.task.lesson
-        with self.state.average.worn():
-            fresh(folder)
-            lesson.save(folder)
         try:
+            with self.state.average.worn():
+                fresh(folder)
+                lesson.save(folder)
             generator = lesson.generator(folder, self.fabric.device)
         finally:
             remove(folder)
@@ -265,37 +220,8 @@ class Fitting:
             self.state.save(self.task.checkpoint)
         raise KeyboardInterrupt
 
-    def _batches(self) -> Iterator[Window]:
-        order = _order(self.task, self.state.step, self.task.settings.steps, rank(), world_size())
-        return iter(_loader(self.task, order, self.fabric.device))
-
 
 def share_of_rate(step: int, settings: LessonSettings) -> float:
     """Linear warm-up, then linear decay to zero over the second half."""
     left = 1 - step / settings.steps
     return min(1.0, (step + 1) / settings.warmup if settings.warmup else 1.0, 2 * left)
-
-
-def _first_windows(task: Task, device: torch.device) -> Iterator[Tensor]:
-    """Windows of the first steps, about `code_from` or one for each image; the same for any number of processes."""
-    settings = task.settings
-    steps = min(settings.steps, -(-min(settings.code_from, len(task.source)) // settings.batch))
-    for window in _loader(task, _order(task, 0, steps, 0, 1), device):
-        yield as_images(window.pixels.to(device))
-
-
-def _order(task: Task, first: int, last: int, own: int, world: int) -> Iterator[list[tuple[int, int]]]:
-    return positions(
-        len(task.source), task.settings.batch, first=first, last=last, seed=task.seed, rank=own, world=world
-    )
-
-
-def _loader(task: Task, order: Iterator[list[tuple[int, int]]], device: torch.device) -> DataLoader[Window]:
-    settings = task.settings
-    return DataLoader(
-        Windows(task.source, settings.size, settings.zoom, settings.flip, task.seed),
-        batch_sampler=order,  # positions are (epoch, index) and need no length
-        collate_fn=together,
-        num_workers=settings.workers,
-        pin_memory=device.type == "cuda",
-    )

@@ -10,15 +10,16 @@ import torch
 from genview.distributed import world_size
 from genview.training.average import MovingAverage
 from genview.training.devices import make_fabric
-from genview.training.fit import Fitting, FittingRecord, FromBytes, Task, optimizer_of
+from genview.training.fit import Fitting, FittingRecord, FromBytes, optimizer_of, place
 from genview.training.state import LessonState
+from genview.training.task import Task
 
 
 def trial(task: Task, steps: int) -> float:
     """Take a few steps on noise, on all devices; return seconds for one. The lesson is spoilt by this."""
     settings, lesson = task.settings, task.lesson
     fabric = make_fabric(settings, "fit")
-    lesson.to(fabric.device).train()
+    place(lesson, settings, fabric.device)
     optimizer = optimizer_of(lesson, settings)
     state = LessonState(lesson, optimizer, MovingAverage(lesson, settings.average))
     module, wrapped = fabric.setup(FromBytes(lesson), optimizer)
