@@ -1,12 +1,18 @@
-"""Learners small enough for tests: every method with few numbers, a ResNet and a ViT of a few thousand weights."""
+"""Learners small enough for tests: every method with few numbers, a ResNet, a ViT and a lesson of few weights."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from genview.distributed import own_rows
 from genview.encoders import Backbone, BackboneSettings
+from genview.generators.lesson import Lesson
 from genview.methods import (
     BYOL,
     DINO,
@@ -22,6 +28,7 @@ from genview.methods import (
     SwAV,
     VICReg,
 )
+from genview.store import write_bytes
 
 RESNET = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
 VIT = BackboneSettings(
@@ -78,3 +85,32 @@ def norms_in_eval(learner: Learner) -> Learner:
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Copy the gradients by name, where there are any."""
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+class Guess(Lesson):
+    """Guesses the mean of images with noise from ten numbers; as small as a lesson can be."""
+
+    last_file = "weight.json"
+    prepared: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(10, 1)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10, bias=False), nn.Tanh(), self.last)
+        self.register_buffer("prepared", torch.zeros(()))
+        self.seen: list[Tensor] = []
+
+    def prepare(self, windows: Iterable[Tensor]) -> None:
+        self.prepared.fill_(sum(len(images) for images in windows))
+
+    def compiled_parts(self) -> list[nn.Module]:
+        return [self.net]
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        noise = own_rows(lambda rows: torch.randn(rows, *images.shape[1:], dtype=images.dtype), len(images))
+        found: Tensor = self.net(images + 0.1 * noise)
+        return (found[:, 0] - images.mean(dim=(1, 2, 3))).square()
+
+    def save(self, folder: Path) -> None:
+        write_bytes(folder / self.last_file, json.dumps(self.last.bias.tolist()).encode())

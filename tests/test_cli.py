@@ -10,13 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from genview.cli import main
+from conftest import Said
 from genview.store import RunFolder
 
 EXPERIMENT = """
@@ -43,26 +42,6 @@ baseline: true
 def genview(*words: object, **more: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error::DeprecationWarning:genview", "-m", "genview", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)  # type: ignore[call-overload, no-any-return]
-
-
-class Said(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """The command line within this process: what takes a process five seconds to import is here already."""
-
-    def call(*words: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["genview", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return Said(int(end.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture(scope="module")

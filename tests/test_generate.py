@@ -8,20 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
 from torch import Tensor
 
-from conftest import Painted
 from echo import Echo, analysed, files, key, make, planned, sidecars
-from genview.encoders import BackboneSettings, TokenEncoder, TokenEncoderSettings
+from genview.encoders import BackboneSettings, TokenEncoderSettings
 from genview.errors import UserError
-from genview.generators import EmbeddedSettings, GenerateSettings, Maker, shard
-from genview.generators.fit import FitSettings, fit
+from genview.generators import GenerateSettings, Maker, shard
+from genview.generators.fit import FitSettings
 from genview.generators.generate import finish, in_this_process
 from genview.generators.shard import encoded, run_shard
 from genview.generators.token_diffusion import NetworkSettings
-from genview.generators.windows import Windows
 from genview.seeds import seed_of
 from genview.store import read_table
 
@@ -154,105 +150,3 @@ def test_images_are_encoded_beside_the_sampling_thread(tmp_path: Path, monkeypat
     make(tmp_path / "views", PNG)
     assert threads
     assert threading.get_ident() not in threads
-
-
-def trained(folder: Path, stop_at: int = 0, count: int = 16) -> list[float]:
-    torch.manual_seed(0)
-    encoder = TokenEncoder(ENCODER)
-    losses: dict[int, float] = {}
-
-    def tell(_what: str, done: int, _total: int, _note: str) -> None:
-        if done == stop_at:
-            raise KeyboardInterrupt
-
-    fit(
-        Painted(count),
-        encoder,
-        FIT,
-        folder / "out",
-        seed=0,
-        tell=tell,
-        measured=lambda name, value, step: losses.update({step: value} if name == "fit/loss" else {}),
-    )
-    return [losses[step] for step in sorted(losses)]
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
-    folder = tmp_path_factory.mktemp("fitted")
-    return folder / "out", trained(folder)
-
-
-def test_fit_resumes_exactly(fitted: tuple[Path, list[float]], tmp_path: Path) -> None:
-    whole, losses = fitted
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, stop_at=3)
-    assert trained(tmp_path) == losses[2:], "continues after the save at step 2"
-    for name in ("unet/diffusion_pytorch_model.safetensors", "encoder/model.safetensors"):
-        assert (whole / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-
-
-def test_a_damaged_state_of_fit_is_named(fitted: tuple[Path, list[float]], tmp_path: Path) -> None:
-    state = (fitted[0] / "training.pt").read_bytes()
-    (tmp_path / "out").mkdir()
-    for damaged in (b"", b"no state", state[: len(state) // 2]):
-        (tmp_path / "out" / "training.pt").write_bytes(damaged)
-        with pytest.raises(UserError, match="cannot be continued"):
-            trained(tmp_path)
-
-
-def test_fit_lets_the_trunk_alone(fitted: tuple[Path, list[float]]) -> None:
-    torch.manual_seed(0)
-    before = TokenEncoder(ENCODER).trunk.state_dict()
-    after = safetensors.torch.load_file(fitted[0] / "encoder" / "model.safetensors")
-    assert all(
-        torch.equal(after[f"trunk.{name}"], value.half() if value.is_floating_point() else value)
-        for name, value in before.items()
-    )
-
-
-def windows_of(source: Painted) -> Windows:
-    return Windows(source, size=32, zoom=2.0, flip=0.5, seed=0)
-
-
-def test_windows_are_whole_at_most_and_follow_seed_epoch_and_key() -> None:
-    windows = windows_of(Painted(4, size=64))
-    assert windows[0, 0].shape == (3, 32, 32)
-    assert torch.equal(windows[0, 0], windows_of(Painted(4, size=64))[0, 0])
-    assert not torch.equal(windows[0, 0], windows[1, 0])
-    broken = windows_of(Painted(4, broken=(0, 1)))
-    assert torch.equal(broken[0, 0].float().mean(), broken[0, 0].float().mean())
-    with pytest.raises(UserError, match="None of the images"):
-        windows_of(Painted(2, broken=(0, 1)))[0, 0]
-
-
-def test_too_few_images_to_fit(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="fewer than one batch of 8"):
-        trained(tmp_path, count=5)
-
-
-@pytest.mark.parametrize("size", [32, 48])
-def test_the_small_generator_is_deterministic_per_row(fitted: tuple[Path, list[float]], size: int) -> None:
-    generator = EmbeddedSettings(weights=str(fitted[0]), size=size, steps=3).load("cpu")
-    images = torch.rand(3, 3, 40, 40)
-    condition = generator.encoder.encode(images).embedding
-    level, guidance, seeds = torch.tensor([0, 200, 400]), torch.ones(3), [1, 2, 3]
-    together = generator.sample(condition, level, guidance, seeds)
-    assert together.shape == (3, 3, size, size)
-    assert together.dtype == torch.uint8
-    for i in range(3):
-        alone = generator.sample(condition[i : i + 1], level[i : i + 1], guidance[i : i + 1], seeds[i : i + 1])
-        assert (alone[0].int() - together[i].int()).abs().max() <= 1
-    guided = generator.sample(condition, level, torch.tensor([1.0, 1.0, 3.0]), seeds)
-    assert (guided[:2].int() - together[:2].int()).abs().max() <= 1, "guidance belongs to its own row"
-    assert not torch.equal(guided[2], together[2])
-
-
-def test_wrong_weights_are_clear_errors(fitted: tuple[Path, list[float]], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no generator"):
-        EmbeddedSettings(weights=str(tmp_path)).load("cpu")
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableUnCLIPImg2ImgPipeline"}')
-    with pytest.raises(UserError, match="kind: unclip"):
-        EmbeddedSettings(weights=str(tmp_path)).load("cpu")
-    with pytest.raises(UserError, match="multiple of 4 pixels"):
-        EmbeddedSettings(weights=str(fitted[0]), size=33).load("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,18 @@ def gathered_with_gradient(x: Tensor) -> Tensor:
 def gathered_rows(x: Tensor) -> Tensor:
     """Where the rows of this process's x lie in `gathered(x)`."""
     return torch.arange(len(x), device=x.device) + rank() * len(x)
+
+
+def own_rows(draw: Callable[[int], Tensor], count: int) -> Tensor:
+    """Draw `count` rows at random so that together, all processes have what one would that draws all rows.
+
+    Every process draws the rows of all, from generators in the same state, and keeps its own.
+
+    Args:
+        draw: number of rows → tensor with that many.
+        count: rows of this process, as many as every other has.
+    """
+    return draw(count * world_size())[rank() * count : (rank() + 1) * count]
 
 
 def global_sum(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -15,7 +16,7 @@ from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show
 from genview.errors import UserError, writing
 
 if TYPE_CHECKING:
-    from genview.experiment import Experiment
+    from genview.experiment import Experiment, FitExperiment
     from genview.launch import Launcher
 
 app = typer.Typer(
@@ -143,6 +144,12 @@ def evaluate(file: File, out: Out, sets: Set = NO_SETS) -> None:
 @app.command()
 def report(file: File, out: Out, sets: Set = NO_SETS) -> None:
     """Write the page of a run, finished or not."""
+    from genview.report import write_fit_page
+    from genview.store import RunFolder
+
+    if _is_fit(file):
+        _say(f"Page: {write_fit_page(RunFolder(out))}")
+        return
     _stage("report", file, out, sets)
 
 
@@ -150,28 +157,37 @@ def report(file: File, out: Out, sets: Set = NO_SETS) -> None:
 def fit_generator(file: File, out: Out, sets: Set = NO_SETS) -> None:
     """Train an image encoder and an image-conditioned generator on images without labels.
 
-    FILE is an experiment like experiments/fit-natural.yaml, or a folder of images.
+    FILE is an experiment like experiments/fit-natural.yaml, or a folder of images, whose number then decides how
+    long to train. What it will cost is told before it begins.
     """
-    from genview.experiment import FitExperiment, load, parse
+    from genview.experiment import Fit, fit_cost
     from genview.experiment import fit_generator as fit
-    from genview.experiment.load import overridden
 
-    if file.is_dir():
-        content = overridden({"images": {"kind": "folder", "root": str(file)}}, sets)
-        experiment = parse(FitExperiment, content, str(file))
-    else:
-        experiment = load(FitExperiment, file, sets)
     with Bars() as bars:
-        folder = fit(experiment, out, bars.tell)
-    screen.print(f"The generator is in {folder}. Use it with --set generator.weights={folder}", highlight=False)
+        experiment = _load_fit(file, sets, out, bars.tell)
+
+        def estimate(work: Fit) -> None:
+            for line in fit_cost(work):
+                _say(line)
+
+        folder = fit(experiment, out, bars.tell, estimate)
+    _say(f"The generator is in {folder}. Use it with --set generator.weights={folder}")
+    _say(f"Page: {folder / 'report.html'}")
 
 
 @app.command()
 def check(file: File, sets: Set = NO_SETS) -> None:
-    """Print the whole resolved experiment and what it will cost."""
-    from genview.experiment import Stages, cost, to_yaml
+    """Print the whole resolved experiment and what it will cost; FILE may be one of fit-generator, or a folder."""
+    from genview.experiment import Fit, Stages, cost, fit_cost, to_yaml
     from genview.store import RunFolder
 
+    if _is_fit(file):
+        with TemporaryDirectory() as nowhere:
+            work = Fit(_load_fit(file, sets, Path(nowhere)), RunFolder(Path(nowhere)))
+            typer.echo(to_yaml(work.experiment))
+            for line in fit_cost(work):
+                typer.echo(line)
+        return
     experiment = _load(file, sets)
     typer.echo(to_yaml(experiment))
     for line in cost(experiment, Stages(experiment, RunFolder(Path()))):
@@ -193,7 +209,7 @@ def watch(
     if not out.is_dir():
         raise UserError(f"There is no run folder {out}.")
     with Live(board(watched(run)), console=screen, screen=False, auto_refresh=False) as live:
-        while not once and not run.backbone.exists():
+        while not once and not any(path.exists() for path in (run.backbone, out / "model_index.json")):
             time.sleep(2)
             live.update(board(watched(run)), refresh=True)
         live.update(board(watched(run)), refresh=True)
@@ -203,6 +219,31 @@ def _load(file: Path, sets: list[str]) -> Experiment:
     from genview.experiment import Experiment, load
 
     return load(Experiment, file, sets)
+
+
+def _is_fit(file: Path) -> bool:
+    """Whether this is for fit-generator: a folder of images, or a file that says how to fit."""
+    from genview.experiment import read_yaml
+
+    return file.is_dir() or "fit" in read_yaml(file)
+
+
+def _load_fit(file: Path, sets: list[str], out: Path, tell: Callable[..., None] = lambda *_: None) -> FitExperiment:
+    from genview.experiment import FitExperiment, for_folder, load
+
+    if not file.is_dir():
+        return load(FitExperiment, file, sets)
+    experiment, chosen = for_folder(file, out, sets, tell)
+    _say(
+        "Chosen by the number of images, to be changed with --set: "
+        + ", ".join(f"{k}={v}" for k, v in chosen.items())
+    )
+    return experiment
+
+
+def _say(text: str) -> None:
+    if not FOLLOWS:
+        screen.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _launcher(name: str, workers: int, address: str) -> Launcher:

@@ -1,8 +1,10 @@
 """The whole experiment: load it, and do its stages."""
 
 from genview.experiment.cost import cost
-from genview.experiment.fit import FitExperiment, fit_generator
-from genview.experiment.load import load, parse, to_yaml
+from genview.experiment.fit import Fit, FitExperiment, fit_generator
+from genview.experiment.fit_choice import for_folder
+from genview.experiment.fit_cost import fit_cost
+from genview.experiment.load import load, parse, read_yaml, to_yaml
 from genview.experiment.making import analyse_images, generate_views, take_views
 from genview.experiment.run import run_all
 from genview.experiment.schema import Experiment
@@ -10,14 +12,18 @@ from genview.experiment.stages import Stages
 
 __all__ = [
     "Experiment",
+    "Fit",
     "FitExperiment",
     "Stages",
     "analyse_images",
     "cost",
+    "fit_cost",
     "fit_generator",
+    "for_folder",
     "generate_views",
     "load",
     "parse",
+    "read_yaml",
     "run_all",
     "take_views",
     "to_yaml",

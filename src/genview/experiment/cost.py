@@ -13,7 +13,10 @@ from genview.generators import Img2ImgSettings
 from genview.generators.shard import encoded
 from genview.generators.trial import batch_for, trial
 from genview.images import batches
+from genview.methods import Method
+from genview.pairs import PairSettings
 from genview.report.words import span
+from genview.training import TrainSettings
 from genview.training.duration import steps_of
 from genview.training.loop import combined
 from genview.training.pretrain import built, make_fabric
@@ -30,7 +33,8 @@ def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
     yield f"images: {images:,} to train on"
     if experiment.generator is not None:
         yield from _views(experiment, stages, images)
-    yield _training(experiment, images)
+    weighted = experiment.quality is not None
+    yield training_cost(experiment.method, experiment.training, experiment.pairs, images, weighted=weighted)
     if experiment.baseline:
         yield "baseline: the same again, without weighing"
 
@@ -53,13 +57,19 @@ def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]
         shown = torch.tensor([0, 200, 400, 999])
         strengths = ", ".join(f"{strength:.2f}" for strength in settings.strength(shown).tolist())
         yield f"levels: {', '.join(map(str, shown.tolist()))} are strengths {strengths}"
-    yield f"generate: {span(found.seconds * count)} ({rate}), about {_bytes(found.bytes * count)} on disk"
+    yield f"generate: {span(found.seconds * count)} ({rate}), about {in_bytes(found.bytes * count)} on disk"
 
 
-def _training(experiment: Experiment, images: int) -> str:
-    settings, pairs = experiment.training, experiment.pairs
+def training_cost(
+    method: Method, settings: TrainSettings, pairs: PairSettings, images: int, *, weighted: bool = False
+) -> str:
+    """Time two steps of a pretraining, and say how long it will take.
+
+    Raises:
+        UserError: the settings do not go together, or there are too few images.
+    """
     fabric = make_fabric(settings)
-    learner = built(experiment.method, settings, pairs, fabric, weighted=experiment.quality is not None)
+    learner = built(method, settings, pairs, fabric, weighted=weighted)
     module = fabric.setup_module(learner)
     batch = min(share_of(settings, fabric.world_size), images)
     sides = [pairs.size] * pairs.positives + ([pairs.crops.size] * pairs.crops.count if pairs.crops else [])
@@ -80,7 +90,8 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """Return a size in the unit that suits."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

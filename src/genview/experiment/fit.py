@@ -1,29 +1,38 @@
-"""`fit-generator`: an encoder by one of our own methods, then a generator conditioned on it."""
+"""`fit-generator`: an encoder by one of our own methods, or any of timm's, then a generator conditioned on it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import safetensors.torch
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from genview.distributed import rank
 from genview.encoders.backbone import BackboneSettings
+from genview.encoders.pretrained import trunk_weights
 from genview.encoders.token_encoder import TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
-from genview.experiment.load import dump
+from genview.experiment.load import dump, to_yaml
 from genview.experiment.schema import essential
-from genview.generators.fit import FitSettings, fit
-from genview.images import ImageSettings
+from genview.generators.fit import FitSettings, TokenDiffusion
+from genview.generators.start import start_from
+from genview.images import ImageSettings, ImageSource, Subset, batches
+from genview.images.source import silent
 from genview.methods import Method, MoCoV2
 from genview.pairs import Pairs, PairSettings
+from genview.report import write_fit_page
 from genview.seeds import seed_of
-from genview.store import RunFolder, claim
+from genview.store import RunFolder, claim, write_bytes
 from genview.training import TrainSettings, pretrain
+from genview.training.fit import Task, check, fit
 from genview.training.optimizer import Sgd
-from genview.training.pretrain import Tell
+from genview.training.pretrain import Tell, make_fabric
 
 SMALL_ENCODER = TokenEncoderSettings(
     BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}, stem_stride=2)
@@ -33,6 +42,9 @@ SMALL_PAIRS = PairSettings(recipe="small", size=32)
 SMALL_TRAINING = TrainSettings(
     length="230000 images", batch=128, optimizer=Sgd(rate=0.06, weight_decay=5e-4), warmup="28000 images", workers=1
 )
+FEWEST = 32
+"""Fewer images than this are a mistake, not a collection to learn from."""
+HELD_AT_LEAST = 8
 
 
 @dataclass(frozen=True)
@@ -40,38 +52,177 @@ class FitExperiment:
     """Images; the encoder with the method, pairs and training that make it; the generator's training.
 
     The defaults are the recipe of the model inside the package: about an hour on two CPU cores.
+    `encoder_weights` says where the encoder's trunk comes from: 'train' trains it here, the name of pretrained
+    weights of timm (resnet50.a1_in1k) or a .safetensors file takes what others trained; null is that of
+    `fit.start_from` where there is one, else 'train'. `fit.device` and `fit.devices` hold for the encoder's training
+    too.
     """
 
     images: Annotated[ImageSettings, Field(discriminator="kind")]
     encoder: TokenEncoderSettings = SMALL_ENCODER
+    encoder_weights: str | None = None
     method: Annotated[Method, Field(discriminator="kind")] = SMALL_MOCO
     pairs: PairSettings = SMALL_PAIRS
     training: TrainSettings = SMALL_TRAINING
     fit: FitSettings = field(default_factory=FitSettings)
     seed: int = 0
 
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the encoder is trained here."""
+        return self.encoder_weights == "train" or (self.encoder_weights is None and self.fit.start_from is None)
 
-def fit_generator(experiment: FitExperiment, out: Path, tell: Tell) -> Path:
+    @property
+    def encoder_training(self) -> TrainSettings:
+        """The training of the encoder, on the generator's devices.
+
+        Raises:
+            UserError: settings are given in the wrong place.
+        """
+        given, usual = self.training, TrainSettings()
+        if given.backbone != usual.backbone:
+            raise UserError("In fit-generator the network to train is encoder.trunk: remove training.backbone.")
+        if (given.device, given.devices) != (usual.device, usual.devices):
+            raise UserError("In fit-generator say fit.device and fit.devices, for the encoder too: not training's.")
+        return replace(given, backbone=self.encoder.trunk, device=self.fit.device, devices=self.fit.devices)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One such experiment in one run folder."""
+
+    experiment: FitExperiment
+    run: RunFolder
+    keep: Path | None = None
+    """Where lists of images are kept, so that folders are looked through once, and always found as they were."""
+    tell: Tell = silent
+
+    @staticmethod
+    def open(experiment: FitExperiment, out: Path, tell: Tell) -> Fit:
+        """Bind an experiment to its folder.
+
+        Raises:
+            UserError: `out` belongs to another experiment, or settings do not fit together.
+        """
+        experiment.encoder_training  # noqa: B018 - raises
+        settings = essential(dump(experiment))
+        claim(out, {name: settings[name] for name in ("images", "encoder", "encoder_weights", "fit", "seed")})
+        if experiment.trains_encoder:
+            trained = {name: settings[name] for name in ("images", "method", "pairs", "training", "seed")}
+            held_out = experiment.fit.held_out
+            claim(out / "encoder-run", {**trained, "trunk": settings["encoder"]["trunk"], "held_out": held_out})
+        write_bytes(out / "experiment.yaml", to_yaml(experiment).encode())
+        return Fit(experiment, RunFolder(out), out / "index", tell)
+
+    @cached_property
+    def parts(self) -> tuple[ImageSource, ImageSource]:
+        """Images to train on, and images held out.
+
+        Raises:
+            UserError: there are no images, or too few.
+        """
+        images = self.experiment.images
+        with make_fabric(self.experiment.fit, "fit").rank_zero_first():  # what it writes, the others find
+            source = images.build(self.keep, self.tell)
+        return parted(source, self.experiment.fit.held_out, self.experiment.seed)
+
+    @property
+    def encoder_run(self) -> RunFolder:
+        """Where the encoder is trained."""
+        return RunFolder(self.run.root / "encoder-run")
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to continue."""
+        return self.encoder_run.checkpoints.exists() or (self.run.root / "training.pt").exists()
+
+    def lesson(self) -> TokenDiffusion:
+        """Return encoder and network, freshly initialised and always the same."""
+        experiment = self.experiment
+        torch.manual_seed(seed_of(experiment.seed, "", 0, "condition weights"))
+        encoder = TokenEncoder(experiment.encoder)
+        torch.manual_seed(seed_of(experiment.seed, "", 0, "generator weights"))
+        return TokenDiffusion(encoder, experiment.fit)
+
+    def task(self, lesson: TokenDiffusion, held_out: Tensor) -> Task:
+        """What is left to do when there is an encoder."""
+        return Task(lesson, self.parts[0], held_out, self.experiment.fit, self.run, self.experiment.seed)
+
+    def train(self) -> None:
+        """Train what is left to train.
+
+        Raises:
+            UserError: see `pretrain` and `training.fit.fit`.
+        """
+        lesson, experiment = self.lesson(), self.experiment
+        task = self.task(lesson, self.held_out())
+        if not task.finished:
+            fabric = make_fabric(experiment.fit, "fit")
+            check(task, fabric.world_size)
+            if experiment.trains_encoder and not self.encoder_run.backbone.exists():
+                pairs = Pairs(self.parts[0], experiment.pairs, experiment.seed)
+                training = experiment.encoder_training
+                pretrain(experiment.method, pairs, training, self.encoder_run, weigh=None, probe=None, tell=self.tell)
+            if not task.checkpoint.exists():
+                self.take_weights(lesson)
+        fit(task, self.tell, lambda: write_fit_page(self.run))
+
+    def take_weights(self, lesson: TokenDiffusion) -> None:
+        """Give a lesson the weights it starts from.
+
+        Raises:
+            UserError: they cannot be had, or are of another architecture.
+        """
+        experiment, trunk = self.experiment, lesson.encoder.trunk
+        if experiment.fit.start_from is not None:
+            start_from(lesson, experiment.fit.start_from, encoder=experiment.encoder_weights is None)
+        if experiment.trains_encoder:
+            trunk.load_state_dict(safetensors.torch.load_file(self.encoder_run.backbone))
+        elif experiment.encoder_weights is not None:
+            trunk.load_state_dict(trunk_weights(experiment.encoder.trunk, experiment.encoder_weights))
+
+    def held_out(self) -> Tensor:
+        """The centre squares of the images held out, B×3×S×S in [0, 1]; those that cannot be read are set aside."""
+        size, held = self.experiment.fit.size, self.parts[1]
+        unreadable = self.run.quarantine if rank() == 0 else lambda *_: None
+        found = [batch.images for batch in batches(held, size=size, batch=64, unreadable=unreadable)]
+        return torch.cat(found) if found else torch.empty(0, 3, size, size)
+
+
+def parted(source: ImageSource, most: int, seed: int) -> tuple[ImageSource, ImageSource]:
+    """Hold a hundredth of the images out, at most `most` and, of a small collection, `HELD_AT_LEAST` or a tenth.
+
+    Returns:
+        The images to train on, and those held out.
+
+    Raises:
+        UserError: there are fewer than `FEWEST` images.
+    """
+    count = len(source)
+    if count < FEWEST:
+        raise UserError(
+            f"There are {count} images, and a generator cannot be learnt from fewer than {FEWEST}; it takes some "
+            "thousands to be good. With fewer, use the model inside the package, which needs no training: "
+            "generator: {kind: embedded}."
+        )
+    held = min(most, max(count // 100, min(HELD_AT_LEAST, count // 10)))
+    chance = torch.Generator().manual_seed(seed_of(seed, "", 0, "held out"))
+    order = torch.randperm(count, generator=chance)
+    return tuple(Subset(source, part.sort().values.numpy()) for part in (order[held:], order[:held]))  # type: ignore[return-value]
+
+
+def fit_generator(
+    experiment: FitExperiment, out: Path, tell: Tell, estimate: Callable[[Fit], object] = lambda _: None
+) -> Path:
     """Train encoder and generator into `out`, continuing what is there; return the generator's folder.
+
+    `estimate` is called before a training begins, not when one is continued.
 
     Raises:
         UserError: the settings do not fit together, or `out` belongs to another experiment.
     """
-    if experiment.training.backbone != BackboneSettings():
-        raise UserError("In fit-generator the network to train is encoder.trunk: remove training.backbone.")
-    training = replace(experiment.training, backbone=experiment.encoder.trunk)
-    settings = essential(dump(experiment))
-    trained = {name: settings[name] for name in ("images", "method", "pairs", "training", "seed")}
-    claim(out / "encoder-run", {**trained, "trunk": settings["encoder"]["trunk"]})
-    claim(out, {name: settings[name] for name in ("images", "encoder", "fit", "seed")})
-    source = experiment.images.build()
-    run = RunFolder(out / "encoder-run")
-    if not run.backbone.exists():
-        pairs = Pairs(source, experiment.pairs, experiment.seed)
-        pretrain(experiment.method, pairs, training, run, weigh=None, probe=None, tell=tell)
-    torch.manual_seed(seed_of(experiment.seed, "", 0, "condition weights"))
-    encoder = TokenEncoder(experiment.encoder)
-    encoder.trunk.load_state_dict(safetensors.torch.load_file(run.backbone))
-    log = RunFolder(out)
-    fit(source, encoder, experiment.fit, out, seed=experiment.seed, tell=tell, measured=log.measure)
+    work = Fit.open(experiment, out, tell)
+    if not work.begun:
+        estimate(work)
+    work.train()
     return out

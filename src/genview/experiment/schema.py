@@ -22,7 +22,7 @@ from genview.training import TrainSettings
 INDIFFERENT = {
     "foreground": ("workers", "batch"),
     "training": ("workers", "device", "devices", "hold", "log", "save_every", "measure_every", "probe_every"),
-    "fit": ("workers", "device", "save_every", "measure_every"),
+    "fit": ("workers", "device", "devices", "log", "save_every", "measure_every", "sample_every"),
 }
 """Settings that may change between the starts of one run, as no result depends on them."""
 

@@ -1,22 +1,24 @@
-"""Train an image-conditioned generator on a folder of images, without labels."""
+"""The lesson of the small generator: noised pixels and a noised code of them in, clean pixels out; no labels."""
 
 from __future__ import annotations
 
-import pickle
-import time
-from collections.abc import Callable, Iterator
+import copy
+import errno
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
+from genview.distributed import own_rows
 from genview.encoders.token_encoder import TokenEncoder
-from genview.errors import UserError
+from genview.errors import writing
 from genview.generators.code import fit_code, fold
+from genview.generators.embedded import EmbeddedSettings
+from genview.generators.generator import Generator
+from genview.generators.lesson import Lesson, LessonSettings
 from genview.generators.token_diffusion import (
     NOTHING_KNOWN,
     Denoiser,
@@ -25,50 +27,27 @@ from genview.generators.token_diffusion import (
     save_layout,
     schedules,
 )
-from genview.generators.windows import Windows
-from genview.images import ImageSource
-from genview.images.order import positions
-from genview.seeds import seed_of
-from genview.store import sweep, write_state
-
-Tell = Callable[[str, int, int, str], None]
-Measured = Callable[[str, float, int], None]
-Weights = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
-class FitSettings:
-    """How the generator is trained.
+class FitSettings(LessonSettings):
+    """How the small generator is trained: see `LessonSettings`, and besides what follows.
 
-    `samples` counts images seen, `average` bounds the decay of the weights' moving average. Windows of size×size
-    pixels are cut from images scaled by a random factor between 1 and `zoom`, never above their own resolution,
-    so that one network serves several sizes; `code_from` of them decide the code. `highest_level` bounds the
-    noise put on the code, of which a share `clean` gets none; a share `dropout` of codes is left out, for
-    guidance. `snr` bounds the weight of a loss.
+    `code_from` windows decide the code. `highest_level` bounds the noise put on the code, of which a share `clean`
+    gets none; a share `dropout` of codes is left out, for guidance. `snr` bounds the weight of a loss.
+    `start_from` is a generator to start from, 'natural' or a folder that `fit-generator` made: its encoder, its code
+    and its network's weights are taken, and no encoder is trained.
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
-    size: int = 32
-    zoom: float = 2.0
-    flip: float = 0.5
-    code_from: int = 4096
-    samples: int = 150_000
-    batch: int = 64
-    rate: float = 5e-4
-    warmup: int = 500
-    average: float = 0.9995
     highest_level: int = 500
     clean: float = 0.15
     dropout: float = 0.1
     snr: float = 100.0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    workers: int = 1
-    save_every: int = 1000
-    measure_every: int = 50
+    start_from: str | None = None
 
 
-class TokenDiffusion(nn.Module):
+class TokenDiffusion(Lesson):
     """The encoder, which stays as it is, and the denoiser; forward is the loss."""
 
     def __init__(self, encoder: TokenEncoder, settings: FitSettings) -> None:
@@ -76,6 +55,7 @@ class TokenDiffusion(nn.Module):
         self.denoiser = Denoiser(encoder.requires_grad_(False), create_unet(settings.network, encoder))
         self.settings = settings
         self.pixels, self.noising = schedules()
+        self.code_is_fitted = False
 
     @property
     def encoder(self) -> TokenEncoder:
@@ -96,8 +76,9 @@ class TokenDiffusion(nn.Module):
         """
         code, level = self.noised_code(images)
         clean = fold(images, self.encoder.stride)
-        t = torch.randint(0, len(self.pixels.alphas_cumprod), (len(clean),), device=clean.device)
-        x = self.pixels.add_noise(clean, torch.randn_like(clean), t)
+        last, device = len(self.pixels.alphas_cumprod), clean.device
+        t = own_rows(lambda rows: torch.randint(0, last, (rows,), device=device), len(clean))
+        x = self.pixels.add_noise(clean, _normal_like(clean), t)
         guess, spread = self.denoiser.guess(x, t, code, level)
         error = self.denoiser.correction(x, guess, t, code, level) - (clean - guess) / spread
         losses: Tensor = error.square().mean(dim=(1, 2, 3)) * (self.settings.snr * spread.flatten() ** 2).clamp(max=1)
@@ -108,187 +89,42 @@ class TokenDiffusion(nn.Module):
         _, code = self.encoder(images)
         code = code.float()
         count, device = len(images), images.device
-        level = torch.randint(0, self.settings.highest_level + 1, (count,), device=device)
-        level = torch.where(torch.rand(count, device=device) < self.settings.clean, 0, level)
-        noised = self.noising.add_noise(code, torch.randn_like(code), level)
-        dropped = torch.rand(count, device=device) < self.settings.dropout
+        most = self.settings.highest_level
+        level = own_rows(lambda rows: torch.randint(0, most + 1, (rows,), device=device), count)
+        level = torch.where(_chance(count, device) < self.settings.clean, 0, level)
+        noised = self.noising.add_noise(code, _normal_like(code), level)
+        dropped = _chance(count, device) < self.settings.dropout
         noised = torch.where(dropped[:, None, None, None], 0.0, noised)
         return noised, torch.where(dropped, NOTHING_KNOWN, level)
 
+    def prepare(self, windows: Iterable[Tensor]) -> None:
+        """Fit the code, unless it came with the weights to start from, whose network has learnt to read it."""
+        if not self.code_is_fitted:
+            fit_code(self.encoder, windows)
 
-def fit(
-    source: ImageSource,
-    encoder: TokenEncoder,
-    settings: FitSettings,
-    folder: Path,
-    *,
-    seed: int,
-    tell: Tell,
-    measured: Measured,
-) -> None:
-    """Train and write the generator to `folder`, continuing from `folder/training.pt` where there is one.
+    def compiled_parts(self) -> list[nn.Module]:
+        """The UNet."""
+        return [self.denoiser.unet]
 
-    Args:
-        source: the images.
-        encoder: a trunk that is trained and stays as it is; its code is fitted here.
-        settings: the training.
-        folder: where the finished generator goes, and the state of an unfinished one.
-        seed: the run's seed.
-        tell: progress.
-        measured: takes (name, value, step).
-    """
-    device = torch.device(_device(settings))
-    torch.manual_seed(seed_of(seed, "", 0, "generator weights"))
-    model = TokenDiffusion(encoder, settings).to(device).train()
-    average = AveragedModel(model, multi_avg_fn=_moving_average(settings.average))
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        settings.rate,
-        betas=(0.9, 0.99),
-        weight_decay=0.01,
-    )
-    run = Fitting(model, average, optimizer, settings, folder / "training.pt", seed)
-    if not run.resume(device):
-        run.start(source, device)
-    run.run_through(source, device, tell, measured)
-    averaged = average.module
-    assert isinstance(averaged, TokenDiffusion)
-    save_layout(folder, averaged.encoder, averaged.denoiser.unet)
+    def save(self, folder: Path) -> None:
+        """Write encoder, UNet and schedulers in the layout of a diffusers pipeline."""
+        with writing(folder):
+            try:
+                save_layout(folder, self.encoder, copy.deepcopy(self.denoiser.unet))  # it halves what it is given
+            except SafetensorError as error:  # its words for what the operating system said
+                full = "No space left" in str(error)
+                raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+    def generator(self, folder: Path, device: torch.device) -> Generator:
+        """Load it as `kind: embedded` does."""
+        return EmbeddedSettings(weights=str(folder.absolute()), size=self.settings.size).load(device)
 
 
-@dataclass
-class Fitting:
-    """The training's state and its steps."""
-
-    model: TokenDiffusion
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    settings: FitSettings
-    checkpoint: Path
-    seed: int
-    step: int = 0
-
-    @property
-    def steps(self) -> int:
-        """Length of the training."""
-        return max(1, self.settings.samples // self.settings.batch)
-
-    def start(self, source: ImageSource, device: torch.device) -> None:
-        """Fit the code to the windows of the first steps."""
-        steps = -(-min(self.settings.code_from, len(source)) // self.settings.batch)
-        windows = (pixels.to(device).float() / 255 for pixels in self._batches(source, min(steps, self.steps)))
-        fit_code(self.model.encoder, windows)
-        self.average.module.load_state_dict(self.model.state_dict())
-
-    def run_through(self, source: ImageSource, device: torch.device, tell: Tell, measured: Measured) -> None:
-        """Take every step that is left."""
-        total, since, losses = self.steps, time.perf_counter(), []
-        for pixels in self._batches(source, self.steps):
-            losses.append(self.take_step(pixels.to(device).float() / 255))
-            if self.step % self.settings.measure_every == 0 or self.step == total:
-                rate = len(losses) * self.settings.batch / (time.perf_counter() - since)
-                loss = float(torch.stack(losses).mean())
-                self._check(loss)
-                measured("fit/loss", loss, self.step)
-                measured("fit/images_per_second", rate, self.step)
-                tell("fit-generator", self.step, total, f"loss {loss:.4f} · {rate:.0f} images/s")
-                since, losses = time.perf_counter(), []
-            if self.step % self.settings.save_every == 0 or self.step == total:
-                self.save()
-
-    def take_step(self, images: Tensor) -> Tensor:
-        """One optimizer step on images B×3×S×S in [0, 1]; returns the mean loss.
-
-        The step's noise comes from the seed and the step's number, so a resumed training draws the same.
-        """
-        torch.manual_seed(seed_of(self.seed, "", self.step, "noise"))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate * self._share_of_rate()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=_half(self.settings, images.device)):
-            loss: Tensor = self.model(images).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.average.update_parameters(self.model)
-        self.step += 1
-        return loss.detach()
-
-    def _share_of_rate(self) -> float:
-        """Linear warm-up, then linear decay to zero over the second half."""
-        left = 1 - self.step / self.steps
-        return min(1.0, (self.step + 1) / self.settings.warmup, 2 * left)
-
-    def _check(self, loss: float) -> None:
-        if loss != loss or loss == float("inf"):
-            raise UserError(
-                f"The generator's loss is not finite at step {self.step}. The state of an earlier step is kept in "
-                f"{self.checkpoint}: lower fit.rate, or use precision float32."
-            )
-
-    def save(self) -> None:
-        """Write the state, all or nothing."""
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        write_state(self.checkpoint, state)
-
-    def resume(self, device: torch.device) -> bool:
-        """Read the state, and say whether there was one.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        sweep(self.checkpoint.parent)
-        if not self.checkpoint.exists():
-            return False
-        try:
-            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = int(state["step"])
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            first = (str(error) or type(error).__name__).splitlines()[0][:200]
-            raise UserError(f"{self.checkpoint} cannot be continued ({first}). Delete it to start anew.") from error
-        return True
-
-    def _batches(self, source: ImageSource, last: int) -> Iterator[Tensor]:
-        settings = self.settings
-        if len(source) < settings.batch:
-            raise UserError(
-                f"There are {len(source)} images, fewer than one batch of {settings.batch}: "
-                "a generator needs some thousands of images, and fit.batch at most their number."
-            )
-        order = positions(len(source), settings.batch, first=self.step, last=last, seed=self.seed, rank=0, world=1)
-        loader: DataLoader[Tensor] = DataLoader(
-            Windows(source, settings.size, settings.zoom, settings.flip, self.seed),
-            batch_sampler=order,  # positions are (epoch, index) and need no length
-            num_workers=settings.workers,
-        )
-        yield from loader
+def _normal_like(x: Tensor) -> Tensor:
+    """Standard normal noise of the shape of x."""
+    return own_rows(lambda rows: torch.randn(rows, *x.shape[1:], dtype=x.dtype, device=x.device), len(x))
 
 
-def _moving_average(decay: float) -> Callable[[Weights, Weights, Tensor | int], None]:
-    """Average over the last ninth of the steps so far, and at most over 1/(1 − decay) steps.
-
-    A decay that is constant from the start would keep the first, random weights in the average for thousands of
-    steps: 0.9995 still gives them 61 % after 1000.
-    """
-
-    @torch.no_grad()
-    def update(averaged: Weights, current: Weights, count: Tensor | int) -> None:
-        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-    return update
-
-
-def _device(settings: FitSettings) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
-
-
-def _half(settings: FitSettings, device: torch.device) -> bool:
-    return settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
+def _chance(count: int, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1)."""
+    return own_rows(lambda rows: torch.rand(rows, device=device), count)

@@ -69,6 +69,8 @@ tr:last-child > * { border-bottom: 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(184px, 1fr)); gap: 16px 14px; }
 .tiles.four { grid-template-columns: repeat(auto-fill, minmax(216px, 1fr)); }
 .tiles.wide { grid-template-columns: repeat(auto-fill, minmax(258px, 1fr)); }
+.sheet { display: block; width: 100%; max-width: 720px; border-radius: 7px; }
+.sheet.small { image-rendering: pixelated; }
 .tile { margin: 0; min-width: 0; }
 .tile > div { display: flex; gap: 2px; border-radius: 7px; overflow: hidden; background: var(--chip); }
 .tile > div > * { flex: 1 1 0; min-width: 0; }

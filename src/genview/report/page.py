@@ -28,10 +28,20 @@ def write_page(run: RunFolder, source: ImageSource | None = None) -> Path:
     """
     material = collect(run)
     sections = sections_of(material, source)
+    lead = html.escape(outcome(material.results, material.treatment))
+    return framed(run, lead, _facts(material), sections)
+
+
+def framed(run: RunFolder, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> Path:
+    """Write `run.page` with these sections below a lead and some facts, both HTML; return its path.
+
+    Raises:
+        UserError: the disk is full.
+    """
     page = FRAME.format(
         title=html.escape(f"{_name(run)} · genview"),
         style=STYLE,
-        header=_header(material, sections),
+        header=_header(run, lead, facts, sections),
         sections="\n".join(_drawn(section) for section in sections),
     )
     write_bytes(run.page, page.encode("utf-8", "replace"))
@@ -42,16 +52,16 @@ def _name(run: RunFolder) -> str:
     return run.root.resolve().name
 
 
-def _header(material: Material, sections: Sequence[Section]) -> str:
-    dated = [file for file in (material.run.measures_file, material.run.experiment) if file.exists()]
+def _header(run: RunFolder, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+    dated = [file for file in (run.measures_file, run.experiment) if file.exists()]
     when = datetime.fromtimestamp(dated[0].stat().st_mtime) if dated else datetime.now()
     links = "".join(f'<a href="#{section.anchor}">{section.title}</a>' for section in sections)
-    facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _facts(material))
+    cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     return (
         f'<p class="date">genview run · {when.day} {when:%B %Y, %H:%M}</p>'
-        f"<h1>{html.escape(_name(material.run))}</h1>"
-        f'<p class="lead">{html.escape(outcome(material.results, material.treatment))}</p>'
-        f'<dl class="facts">{facts}</dl><nav aria-label="Sections">{links}</nav>'
+        f"<h1>{html.escape(_name(run))}</h1>"
+        f'<p class="lead">{lead}</p>'
+        f'<dl class="facts">{cells}</dl><nav aria-label="Sections">{links}</nav>'
     )
 
 

@@ -205,7 +205,12 @@ def _curve(material: Material, prefix: str, title: str, text: str, *, share: boo
 
 def quarantine(material: Material) -> Section:
     """Images that could not be used."""
-    title, found = "Images set aside", material.quarantined
+    return quarantine_of(material.quarantined)
+
+
+def quarantine_of(found: list[tuple[str, str]]) -> Section:
+    """Images that could not be used, as (key, reason)."""
+    title = "Images set aside"
     reading = "Files that could not be read as images, and why. They were skipped; nothing else was lost."
     if not found:
         return Section("quarantine", title, reading, "<p>None so far.</p>")

@@ -26,7 +26,7 @@ def watched(run: RunFolder) -> list[Curve]:
     """Return the measures of a run's training, in the order in which they are first met."""
     found: dict[str, list[Measure]] = {}
     for measure in run.latest():
-        if measure.name.startswith(("train/", "quality/", "online/")):
+        if measure.name.startswith(("train/", "fit/", "quality/", "online/")):
             found.setdefault(measure.name, []).append(measure)
     return [
         Curve(name, rows[-1].step, _in_words(name, rows[-1].value), _line([row.value for row in rows[-POINTS:]]))

@@ -74,6 +74,11 @@ class RunFolder:
         return self.root / "pairs"
 
     @property
+    def samples(self) -> Path:
+        """Views of images that were held out, drawn in the course of a generator's training."""
+        return self.root / "samples"
+
+    @property
     def backbone(self) -> Path:
         """The result: backbone weights for timm."""
         return self.root / "backbone.safetensors"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -13,16 +13,28 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from genview.errors import UserError
-from genview.training.settings import TrainSettings
+from genview.training.settings import Precision
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one another: the first one may be probing, or fitting a direction."""
 
 
-def make_fabric(settings: TrainSettings) -> Fabric:
+class Machine(Protocol):
+    """What settings say of the devices of a training; see `TrainSettings`."""
+
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def devices(self) -> int | Literal["auto"]: ...  # noqa: D102
+    @property
+    def precision(self) -> Precision: ...  # noqa: D102
+
+
+def make_fabric(settings: Machine, section: str = "training") -> Fabric:
     """Start the processes of a training (or join those of torchrun) and return Fabric for them.
 
     Where `devices` are several and torchrun did not start them, Fabric runs this very command again for each.
+    `section` is where in an experiment the settings are.
 
     Raises:
         UserError: a device or precision that this machine does not have.
@@ -30,7 +42,7 @@ def make_fabric(settings: TrainSettings) -> Fabric:
     cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
     kind = "cuda" if cuda else "cpu" if settings.device == "auto" else settings.device
     if kind == "cuda" and not cuda:
-        raise UserError("training.device is cuda, and torch sees no GPU here. Set training.device=auto or cpu.")
+        raise UserError(f"{section}.device is cuda, and torch sees no GPU here. Set {section}.device=auto or cpu.")
     local, nodes = _processes(settings, cuda)
     more: dict[str, Any] = (
         {"strategy": DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True)} if local * nodes > 1 else {}
@@ -43,7 +55,7 @@ def make_fabric(settings: TrainSettings) -> Fabric:
     return fabric
 
 
-def _processes(settings: TrainSettings, cuda: bool) -> tuple[int, int]:
+def _processes(settings: Machine, cuda: bool) -> tuple[int, int]:
     """Processes of each machine, and machines."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -60,7 +72,7 @@ def own_buffers(module: nn.Module) -> None:
             part.broadcast_buffers = False  # the argument of this name is deprecated, its successor too new
 
 
-def _precision(settings: TrainSettings, kind: str) -> MixedPrecision | None:
+def _precision(settings: Machine, kind: str) -> MixedPrecision | None:
     wanted = settings.precision
     if wanted == "auto":
         wanted = "bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"

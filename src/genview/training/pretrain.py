@@ -59,7 +59,7 @@ def pretrain(
         run.forget_after(state.step, ("train/", "online/", "quality/"))
     module, wrapped = fabric.setup(learner, optimizer)
     own_buffers(module)
-    with Record(run, settings, plan, state.step, tell) as record:
+    with Record(run, settings, plan.steps, state.step, tell) as record:
         Loop(fabric, module, wrapped, state, settings, plan, record, weigh, probe, pairs).run_through()
     if rank() == 0:
         export(learner.backbone, run.backbone)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -16,17 +16,31 @@ from genview.quality import Quality
 from genview.store import RunFolder
 from genview.training.examples import PairExamples
 from genview.training.loggers import loggers
-from genview.training.settings import Plan, TrainSettings
+from genview.training.settings import Log
 
 Tell = Callable[[str, int, int, str], None]
 """(what, done, total, note): progress for whoever shows it."""
 
 
-class Record:
-    """Writes to a run folder; knows how long the training waited for data and how long it will take."""
+class Recorded(Protocol):
+    """What the record of a training needs of its settings."""
 
-    def __init__(self, run: RunFolder, settings: TrainSettings, plan: Plan, first: int, tell: Tell) -> None:
-        self.run, self._settings, self._plan, self._tell = run, settings, plan, tell
+    @property
+    def batch(self) -> int: ...  # noqa: D102
+    @property
+    def log(self) -> tuple[Log, ...]: ...  # noqa: D102
+
+
+class Record:
+    """Writes to a run folder; knows how long the training waited for data and how long it will take.
+
+    `verb` is what the training is called when it is told of, and `prefix` the first part of its measures' names.
+    """
+
+    verb, prefix = "pretrain", "train"
+
+    def __init__(self, run: RunFolder, settings: Recorded, steps: int, first: int, tell: Tell) -> None:
+        self.run, self._settings, self._steps, self._tell = run, settings, steps, tell
         self._leads = rank() == 0
         self._loggers = loggers(settings.log, run, first) if self._leads else []
         self._examples = PairExamples.continued(run.pairs, first) if self._leads else PairExamples()
@@ -68,13 +82,14 @@ class Record:
         taken, steps = max(now - self._since, 1e-9), step - self._at
         speed = steps * self._settings.batch / taken
         waiting = min(1.0, self._waited / taken)
-        left = (self._plan.steps - step) * taken / max(steps, 1)
+        left = (self._steps - step) * taken / max(steps, 1)
         self._since, self._at, self._waited = now, step, 0.0
-        more = {"train/images_per_second": speed, "train/waiting": waiting, "train/seconds_left": left}
-        self.measures({**values, **more}, step)
+        more = {"images_per_second": speed, "waiting": waiting, "seconds_left": left}
+        self.measures({**values, **{f"{self.prefix}/{name}": value for name, value in more.items()}}, step)
         if self._leads:
-            note = f"loss {values['train/loss']:.3f} · {speed:.0f} images/s · waiting for data {waiting:.0%}"
-            self._tell("pretrain", step, self._plan.steps, note)
+            loss = values[f"{self.prefix}/loss"]
+            note = f"loss {loss:.4f} · {speed:.0f} images/s · waiting for data {waiting:.0%}"
+            self._tell(self.verb, step, self._steps, note)
 
     def examples(self, batch: PairBatch, quality: Quality, keys: list[str], losses: Tensor | None, step: int) -> None:
         """Offer the weighted pairs of a step for the page."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from genview.errors import UserError
+from genview.generators.lesson import Lesson
 from genview.methods import Learner
 from genview.store import write_state
+from genview.training.average import MovingAverage
 
 
 class Scaler(Protocol):
@@ -55,18 +60,64 @@ class TrainState:
         Raises:
             UserError: the file is damaged or of another learner.
         """
-        try:
+        with continuing(path):
             content = torch.load(path, map_location=device, weights_only=True)
             self.learner.load_state_dict(content["learner"])
             self.optimizer.load_state_dict(content["optimizer"])
             if content["scaler"]:  # a run may go on in another precision
                 self.scaler.load_state_dict(content["scaler"])
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"The checkpoint {path} cannot be continued: it is damaged or of another learner ({_short(error)}). "
-                "Delete it to start anew."
-            ) from error
-        self.step = int(content["step"])
+            self.step = int(content["step"])
+
+
+@dataclass
+class LessonState:
+    """The same of a generator's training; `total` is the sum of the losses of `counted` steps not yet measured."""
+
+    lesson: Lesson
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage
+    step: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    counted: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write to `path`, all or nothing."""
+        content = {
+            "lesson": self.lesson.kept(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "step": self.step,
+            "total": self.total,
+            "counted": self.counted,
+        }
+        write_state(path, content)
+
+    def load(self, path: Path, device: torch.device) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is damaged or of another lesson.
+        """
+        with continuing(path):
+            content = torch.load(path, map_location=device, weights_only=True)
+            if content["lesson"].keys() != self.lesson.kept().keys():
+                raise ValueError("its weights have other names")
+            self.lesson.load_state_dict({**self.lesson.state_dict(), **content["lesson"]})
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.average.load_state_dict(content["average"])
+            self.step, self.total, self.counted = int(content["step"]), content["total"], int(content["counted"])
+
+
+@contextmanager
+def continuing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong when a checkpoint is read into a UserError."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be continued: it is damaged or of another learner ({_short(error)}). "
+            "Delete it to start anew."
+        ) from error
 
 
 def _short(error: Exception) -> str:

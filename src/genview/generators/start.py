@@ -1,0 +1,60 @@
+"""Starting a training from a generator that is trained already: the one inside the package, or one's own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from genview.encoders.token_encoder import weights_folder
+from genview.errors import UserError
+from genview.generators.fit import TokenDiffusion
+from genview.generators.token_diffusion import Denoiser, load_layout
+from genview.store.parts import differences
+
+
+def start_from(lesson: TokenDiffusion, name: str, *, encoder: bool = True) -> None:
+    """Give a lesson the weights of the generator `name`, 'natural' or a folder that `fit-generator` made.
+
+    With its encoder comes the code: it is kept as it is, because its channels have an order and signs that a code
+    fitted anew would not have, and the network reads just these.
+
+    Args:
+        lesson: has the same architecture.
+        name: as in `generator.weights`.
+        encoder: take the encoder and its code too; without, the network alone, and the code is fitted as usual.
+
+    Raises:
+        UserError: there is no such generator, or it has another architecture.
+    """
+    _, found, _, _ = load_layout(weights_folder(name), lesson.settings.size)
+    said = list(differences(_architecture(found), _architecture(lesson.denoiser)))
+    if said:
+        raise UserError(
+            f"The generator '{name}' to start from (fit.start_from) has another architecture ({'; '.join(said)}). "
+            "Put these settings as they are there, or set fit.start_from=null."
+        )
+    try:
+        if encoder:
+            lesson.denoiser.load_state_dict(found.state_dict())
+            lesson.code_is_fitted = True
+        else:
+            lesson.denoiser.unet.load_state_dict(found.unet.state_dict())
+    except RuntimeError as error:
+        raise UserError(
+            f"The generator '{name}' (fit.start_from) has other weights than this one: {error}"
+        ) from error
+
+
+def _architecture(denoiser: Denoiser) -> dict[str, Any]:
+    """Return what decides names and shapes of weights, and what they mean, by the names of the settings."""
+    config = denoiser.unet.config
+    network = {"widths": list(config.block_out_channels), "layers": config.layers_per_block}
+    encoder = asdict(denoiser.encoder.settings)
+    return {"encoder": _plain(encoder), "fit": {"network": network}}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: a file has only these."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,301 @@
+"""Training a generator: one loop for whatever is a lesson (see `generators.lesson`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from genview.distributed import global_mean, rank, world_size
+from genview.errors import UserError
+from genview.generators.lesson import Lesson, LessonSettings
+from genview.generators.windows import Window, Windows, together
+from genview.images import ImageSource
+from genview.images.order import positions
+from genview.seeds import seed_of
+from genview.store import RunFolder, sweep
+from genview.training.average import MovingAverage
+from genview.training.devices import make_fabric, own_buffers
+from genview.training.interrupt import Interruption
+from genview.training.record import Record, Tell
+from genview.training.result import fresh, remove, write_result
+from genview.training.samples import draw, keep, scores
+from genview.training.state import LessonState
+
+CHECKPOINT = "training.pt"
+Page = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a generator is trained for: the lesson, images, settings, where results go, and the seed.
+
+    `held_out`: images that are not trained on, B×3×S×S in [0, 1], of which views are drawn; none where it is empty.
+    """
+
+    lesson: Lesson
+    source: ImageSource
+    held_out: Tensor
+    settings: LessonSettings
+    run: RunFolder
+    seed: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state of an unfinished training."""
+        return self.run.root / CHECKPOINT
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is there."""
+        return (self.run.root / self.lesson.last_file).exists()
+
+
+def fit(task: Task, tell: Tell, page: Page = lambda: None) -> None:
+    """Train a lesson and write its result to the run folder, continuing from `training.pt` where there is one.
+
+    With several processes, each calls this with the same arguments; the first one writes. A training that is finished
+    is left as it is. Interrupted by Ctrl-C or SIGTERM, it saves what it has reached.
+
+    Args:
+        task: what to train.
+        tell: progress.
+        page: writes the page of the run; called by the first process whenever there is something new.
+
+    Raises:
+        UserError: settings that cannot work, a full disk, a damaged state, or a loss that is not finite.
+        KeyboardInterrupt: it was interrupted.
+    """
+    settings, lesson = task.settings, task.lesson
+    if task.finished:
+        tell("fit-generator", settings.steps, settings.steps, "finished already")
+        return
+    fabric = make_fabric(settings, "fit")
+    check(task, world_size())
+    lesson.to(fabric.device).train()
+    optimizer = optimizer_of(lesson, settings)
+    state = LessonState(lesson, optimizer, MovingAverage(lesson, settings.average))
+    if rank() == 0:
+        sweep(task.run.root)
+    if task.checkpoint.exists():
+        state.load(task.checkpoint, fabric.device)
+    elif rank() == 0:
+        lesson.prepare(_first_windows(task, fabric.device))
+    if rank() == 0:
+        task.run.forget_after(state.step, ("fit/", "online/"))
+    if settings.compile:
+        for part in lesson.compiled_parts():
+            part.compile(dynamic=False)
+    module, wrapped = fabric.setup(FromBytes(lesson), optimizer)  # gives all processes the weights of the first
+    own_buffers(module)
+    if not state.step:
+        state.average = MovingAverage(lesson, settings.average)
+    with FittingRecord(task.run, settings, settings.steps, state.step, tell) as record:
+        Fitting(task, fabric, module, wrapped, state, record, page).run_through()
+    with state.average.worn():
+        if rank() == 0:
+            write_result(lesson, task.run.root)
+            page()
+        fabric.barrier()
+
+
+def check(task: Task, processes: int) -> None:
+    """See that there are images for a batch, and that it can be divided among the processes.
+
+    Raises:
+        UserError: it is not so.
+    """
+    batch, count = task.settings.batch, len(task.source)
+    if count < batch:
+        raise UserError(
+            f"There are {count} images to train on, fewer than one batch of {batch}: a generator needs some "
+            f"thousands of images, and fit.batch at most their number. Try --set fit.batch={max(count // 2, 1)}."
+        )
+    if batch % processes:
+        raise UserError(
+            f"fit.batch {batch} cannot be divided among {processes} processes: take a multiple of {processes}."
+        )
+
+
+def optimizer_of(lesson: Lesson, settings: LessonSettings) -> torch.optim.Optimizer:
+    """Return AdamW for what is trained of a lesson."""
+    trained = [p for p in lesson.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, settings.rate, betas=(0.9, 0.99), weight_decay=0.01)
+
+
+class FittingRecord(Record):
+    """The record of a generator's training."""
+
+    verb, prefix = "fit-generator", "fit"
+
+
+class FromBytes(nn.Module):
+    """A lesson that takes uint8 pixels: in half precision, Fabric would round images before they are used."""
+
+    def __init__(self, lesson: Lesson) -> None:
+        super().__init__()
+        self.lesson = lesson
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Losses B of windows uint8 B×3×S×S."""
+        losses: Tensor = self.lesson(as_images(pixels))
+        return losses
+
+
+def as_images(pixels: Tensor) -> Tensor:
+    """Uint8 to floats in [0, 1]."""
+    return pixels.to(torch.get_default_dtype()) / 255
+
+
+@dataclass
+class Fitting:
+    """One run through the steps that are left."""
+
+    task: Task
+    fabric: Fabric
+    module: nn.Module
+    optimizer: Any
+    state: LessonState
+    record: Record
+    page: Page = lambda: None
+
+    def run_through(self) -> None:
+        """Take every step from the state's to the last."""
+        with Interruption() as interruption:
+            batches = self._batches()
+            while True:
+                try:
+                    with self.record.waiting():
+                        window = next(batches, None)
+                except RuntimeError:
+                    if not interruption.asked:  # else a worker heard it first
+                        raise
+                    self._stop()
+                if window is None:
+                    return
+                self.take_step(window.pixels.to(self.fabric.device, non_blocking=True))
+                self._after(window)
+                if interruption.asked:
+                    self._stop()
+
+    def take_step(self, pixels: Tensor) -> None:
+        """One optimizer step on windows uint8 B×3×S×S.
+
+        The step's noise comes from the seed and the step's number, so a resumed training draws the same.
+        """
+        state, settings = self.state, self.task.settings
+        torch.manual_seed(seed_of(self.task.seed, "", state.step, "noise"))
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate * share_of_rate(state.step, settings)
+        loss = self.module(pixels).mean()
+        self.fabric.backward(loss)
+        self.fabric.clip_gradients(self.module, self.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.average.update()
+        state.step += 1
+        state.total = state.total.to(loss.device) + loss.detach()
+        state.counted += 1
+
+    def _after(self, window: Window) -> None:
+        state, settings = self.state, self.task.settings
+        self.record.quarantine(window.unreadable)
+        measured, sampled, saved = (
+            state.step % every == 0 or state.step == settings.steps
+            for every in (settings.measure_every, settings.sample_every, settings.save_every)
+        )
+        if measured or saved:
+            loss = self._loss()
+            if measured:
+                self.record.progress({"fit/loss": loss}, state.step)
+                state.total, state.counted = torch.zeros_like(state.total), 0
+        if sampled:
+            self._sample()
+        if saved and rank() == 0:
+            state.save(self.task.checkpoint)
+        if (sampled or saved) and rank() == 0:
+            self.page()
+
+    def _loss(self) -> float:
+        """Mean loss since the last measure, over all processes.
+
+        Raises:
+            UserError: it is not finite.
+        """
+        state = self.state
+        state.total = global_mean(state.total)
+        loss = float(state.total) / state.counted
+        if not torch.isfinite(torch.tensor(loss)):
+            raise UserError(
+                f"The generator's loss is not finite at step {state.step}. The state of an earlier step is kept in "
+                f"{self.task.checkpoint}: lower fit.rate, or use precision float32."
+            )
+        return loss
+
+    def _sample(self) -> None:
+        """Draw views with the averaged weights, by way of a folder: exactly what a user will get."""
+        images = self.task.held_out
+        if not len(images) or rank() != 0:
+            return
+        folder = self.task.run.root / ".preview"
+        lesson = self.task.lesson
+        with self.state.average.worn():
+            fresh(folder)
+            lesson.save(folder)
+        try:
+            generator = lesson.generator(folder, self.fabric.device)
+        finally:
+            remove(folder)
+        if generator is None:
+            return
+        views = draw(generator, images.to(self.fabric.device), self.task.seed)
+        found = scores(images.to(self.fabric.device), views, generator.encoder)
+        keep(self.task.run.samples, self.state.step, images, views)
+        self.record.measures({f"online/{name}": value for name, value in found}, self.state.step)
+
+    def _stop(self) -> None:
+        """Save what is reached, and stop."""
+        if rank() == 0:
+            self.state.save(self.task.checkpoint)
+        raise KeyboardInterrupt
+
+    def _batches(self) -> Iterator[Window]:
+        order = _order(self.task, self.state.step, self.task.settings.steps, rank(), world_size())
+        return iter(_loader(self.task, order, self.fabric.device))
+
+
+def share_of_rate(step: int, settings: LessonSettings) -> float:
+    """Linear warm-up, then linear decay to zero over the second half."""
+    left = 1 - step / settings.steps
+    return min(1.0, (step + 1) / settings.warmup if settings.warmup else 1.0, 2 * left)
+
+
+def _first_windows(task: Task, device: torch.device) -> Iterator[Tensor]:
+    """Windows of the first steps, about `code_from` or one for each image; the same for any number of processes."""
+    settings = task.settings
+    steps = min(settings.steps, -(-min(settings.code_from, len(task.source)) // settings.batch))
+    for window in _loader(task, _order(task, 0, steps, 0, 1), device):
+        yield as_images(window.pixels.to(device))
+
+
+def _order(task: Task, first: int, last: int, own: int, world: int) -> Iterator[list[tuple[int, int]]]:
+    return positions(
+        len(task.source), task.settings.batch, first=first, last=last, seed=task.seed, rank=own, world=world
+    )
+
+
+def _loader(task: Task, order: Iterator[list[tuple[int, int]]], device: torch.device) -> DataLoader[Window]:
+    settings = task.settings
+    return DataLoader(
+        Windows(task.source, settings.size, settings.zoom, settings.flip, task.seed),
+        batch_sampler=order,  # positions are (epoch, index) and need no length
+        collate_fn=together,
+        num_workers=settings.workers,
+        pin_memory=device.type == "cuda",
+    )

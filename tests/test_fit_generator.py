@@ -1,0 +1,357 @@
+"""The verb fit-generator as a user meets it: any folder, a start, an encoder of others, costs, page, kind errors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import yaml
+
+from conftest import Painted, Said
+from genview.encoders import BackboneSettings, load_frozen
+from genview.encoders.backbone import create_net
+from genview.encoders.pretrained import trunk_weights
+from genview.errors import UserError
+from genview.experiment import FitExperiment, for_folder, load, parse
+from genview.experiment.fit import Fit, parted
+from genview.experiment.fit_choice import choices, power_of_two
+from genview.generators import EmbeddedSettings
+from genview.generators.token_diffusion import load_layout
+from genview.images import DigitImages
+from genview.report import write_fit_page
+from genview.report.fitting import sheet
+from genview.store import RunFolder
+
+TRUNK: dict[str, Any] = {
+    "name": "resnet18",
+    "args": {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]},
+    "stem_stride": 2,
+}
+EXPERIMENT: dict[str, Any] = {
+    "encoder": {"trunk": TRUNK, "channels": 4},
+    "method": {"kind": "simsiam", "projection": 16, "bottleneck": 8},
+    "pairs": {"recipe": "small", "size": 32},
+    "training": {"length": "4 steps", "batch": 8, "workers": 0, "save_every": "2 steps", "measure_every": "1 steps"},
+    "fit": {
+        "network": {"widths": [16, 32], "layers": 1},
+        "samples": 48,
+        "batch": 8,
+        "workers": 0,
+        "device": "cpu",
+        "measure_every": 2,
+        "sample_every": 4,
+        "save_every": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty images of 8 to 900 px, three of which are none, and an experiment."""
+    root = tmp_path_factory.mktemp("fit-generator")
+    (root / "scans").mkdir()
+    painted = Painted(40)
+    for i in range(40):
+        side = (32, 8, 40, 900)[i % 4] if i < 8 else 32
+        painted.image(i).resize((side, side)).save(root / "scans" / f"{i:02d}.png")
+    (root / "scans" / "10.png").write_bytes(b"")
+    (root / "scans" / "11.png").write_bytes(b"no image at all")
+    whole = (root / "scans" / "12.png").read_bytes()
+    (root / "scans" / "12.png").write_bytes(whole[: len(whole) // 2])
+    experiment = {"images": {"kind": "folder", "root": str(root / "scans")}, **EXPERIMENT}
+    (root / "fit.yaml").write_text(yaml.safe_dump(experiment))
+    return root
+
+
+@pytest.fixture
+def verb(folder: Path, said: Callable[..., Said]) -> Callable[..., Said]:
+    """`genview fit-generator fit.yaml --out OUT`, and more words."""
+    return lambda out, *more: said("fit-generator", folder / "fit.yaml", "--out", out, *more)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Path:
+    said: list[str] = []
+    from genview.experiment import fit_cost, fit_generator
+
+    out = folder / "out"
+    fit_generator(load(FitExperiment, folder / "fit.yaml"), out, lambda *_: None, lambda w: said.extend(fit_cost(w)))
+    (folder / "said").write_text("\n".join(said))
+    return out
+
+
+def test_any_folder_of_images_becomes_a_generator(finished: Path, folder: Path) -> None:
+    for name in ("model_index.json", "encoder", "unet", "samples", "report.html", "experiment.yaml"):
+        assert (finished / name).exists(), name
+    generator = EmbeddedSettings(weights=str(finished), size=32).load("cpu")
+    condition = generator.encoder.encode(torch.rand(2, 3, 32, 32)).embedding
+    assert generator.sample(condition, torch.tensor([0, 400]), torch.ones(2), [1, 2]).shape == (2, 3, 32, 32)
+    assert load_frozen(str(finished)).size == 32
+    rows = [json.loads(line) for line in (finished / "quarantine.jsonl").read_text().splitlines()]
+    assert len(rows) == len({row["key"] for row in rows}), "each once"
+    assert {row["key"] for row in rows} <= {"10.png", "11.png", "12.png"}
+    assert rows
+    assert all(row["reason"] for row in rows)
+    assert load(FitExperiment, finished / "experiment.yaml") == load(FitExperiment, folder / "fit.yaml")
+
+
+def test_the_cost_is_told_before(finished: Path, folder: Path) -> None:
+    assert finished.exists()
+    said = (folder / "said").read_text()
+    for pattern in (
+        r"images: 36 to train on, 4 held out",
+        r"encoder: [\d.]+ \w+ for 4 steps of 8",
+        r"generator: [\d.]+ \w+ for 6 steps of 8 windows \(\d+ a second; devices: 1\)",
+        r"memory: .*GB at most so far; disk: [\d.]+ kB for the generator",
+    ):
+        assert re.search(pattern, said), pattern
+
+
+def test_the_cost_of_the_result_is_its_size(finished: Path, folder: Path) -> None:
+    """In half precision, plus headers; and the state to continue from in float32, with two moments and an average."""
+    said = (folder / "said").read_text()
+    found = re.search(r"disk: ([\d.]+) kB for the generator, ([\d.]+) (kB|MB)", said)
+    assert found
+    result = sum(
+        path.stat().st_size
+        for path in [*finished.glob("encoder/*.safetensors"), *finished.glob("unet/*.safetensors")]
+    )
+    assert float(found[1]) * 1e3 == pytest.approx(result, rel=0.2)
+    state = (finished / "training.pt").stat().st_size
+    assert float(found[2]) * {"kB": 1e3, "MB": 1e6}[found[3]] == pytest.approx(state, rel=0.3)
+
+
+def test_doing_it_again_says_that_it_is_finished_and_changes_nothing(
+    finished: Path, verb: Callable[..., Said]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    lines = (finished / "measures.jsonl").read_text()
+    done = verb(finished, "--set", "fit.workers=1", "--set", "fit.save_every=3")
+    assert done.returncode == 0, done.stderr
+    assert "finished already" in done.stderr
+    assert "images:" not in done.stderr, "no cost is told of what is done"
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
+    assert (finished / "measures.jsonl").read_text() == lines
+
+
+def test_stopped_in_either_training_it_goes_on_to_the_same_end(finished: Path, folder: Path, tmp_path: Path) -> None:
+    experiment = load(FitExperiment, folder / "fit.yaml")
+
+    def stopped(verb: str, at: int) -> None:
+        def tell(what: str, done: int, _total: int, _note: str) -> None:
+            if (what, done) == (verb, at):
+                raise KeyboardInterrupt
+
+        Fit.open(experiment, tmp_path, tell).train()
+
+    for verb, at in (("pretrain", 3), ("fit-generator", 4)):
+        with pytest.raises(KeyboardInterrupt):
+            stopped(verb, at)
+        assert Fit.open(experiment, tmp_path, lambda *_: None).begun
+    stopped("nothing", 0)
+    for name in ("unet/diffusion_pytorch_model.safetensors", "encoder/model.safetensors"):
+        assert (finished / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_the_folder_of_another_experiment_is_refused(finished: Path, verb: Callable[..., Said]) -> None:
+    done = verb(finished, "--set", "fit.rate=0.1")
+    assert done.returncode == 2
+    assert "fit.rate: there 0.0005, now 0.1" in " ".join(done.stderr.split())
+
+
+def test_check_and_report_understand_it(
+    finished: Path, folder: Path, tmp_path: Path, said: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = said("check", folder / "fit.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "widths:" in done.stdout
+    assert "generator: " in done.stdout
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    (finished / "report.html").unlink()
+    assert said("report", folder / "fit.yaml", "--out", finished).returncode == 0
+    assert "Views of held-out images" in (finished / "report.html").read_text()
+    done = said("watch", "--out", finished, "--once")
+    assert "fit/loss" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--set", "images.root=ROOT/ten"],
+            "10 images, and a generator cannot be learnt from fewer than 32",
+        ),
+        (["--set", "images.root=ROOT/nothing"], "There is no image in"),
+        (["--set", "images.root=ROOT/scams"], "Did you mean 'scans'"),
+        (["--set", "images.root=ROOT/broken"], "not an image that Pillow knows"),
+        (["--set", "fit.batch=64"], "36 images to train on, fewer than one batch of 64"),
+        (["--set", "training.batch=64"], "fewer than one batch of 64"),
+        (["--set", "training.devices=2"], "say fit.device and fit.devices"),
+        (["--set", "training.backbone={name: resnet18}"], "remove training.backbone"),
+        (["--set", "fit.start_from=natrual"], "holds no generator"),
+        (["--set", "fit.start_from=natural"], "fit.network.widths: there [96, 160], now [16, 32]"),
+        (["--set", "encoder_weights=resnet19"], "Did you mean 'resnet"),
+        (["--set", "encoder_weights=trunk.pth"], "could run code"),
+        (["--set", "encoder_weights=absent.safetensors"], "no file of weights"),
+    ],
+)
+def test_faults_are_one_paragraph_before_any_training(
+    words: list[str], message: str, folder: Path, tmp_path: Path, verb: Callable[..., Said]
+) -> None:
+    for name, data in (("ten", None), ("nothing", None), ("broken", b"no image")):
+        (folder / name).mkdir(exist_ok=True)
+        for i in range({"ten": 10, "nothing": 0, "broken": 40}[name]):
+            image = folder / "scans" / f"{20 + i % 10}.png"
+            (folder / name / f"{i:02d}.png").write_bytes(data or image.read_bytes())
+    done = verb(tmp_path / "out", *[word.replace("ROOT", str(folder)) for word in words])
+    assert done.returncode == 2, done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "training.pt").exists()
+
+
+def test_a_start_gives_encoder_code_and_weights(finished: Path, folder: Path, tmp_path: Path) -> None:
+    """With a rate of nothing, what comes out is what went in, and no encoder is trained."""
+    plain = load(FitExperiment, folder / "fit.yaml")
+    settings = replace(plain.fit, start_from=str(finished), rate=0.0, samples=8, held_out=0)
+    Fit.open(replace(plain, fit=settings), tmp_path / "same", lambda *_: None).train()
+    for name in ("unet/diffusion_pytorch_model.safetensors", "encoder/model.safetensors"):
+        before, after = (safetensors.torch.load_file(place / name) for place in (finished, tmp_path / "same"))
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert not (tmp_path / "same" / "encoder-run").exists()
+
+
+def test_an_encoder_of_others_with_the_network_of_a_start(finished: Path, folder: Path, tmp_path: Path) -> None:
+    """The trunk is the file's, the code is fitted to it, and the network begins where the start's ended."""
+    torch.manual_seed(5)
+    net = create_net(BackboneSettings(**TRUNK))
+    path = tmp_path / "trunk.safetensors"
+    safetensors.torch.save_file({**net.state_dict(), "fc.weight": torch.zeros(10, 16)}, path)
+    plain = load(FitExperiment, folder / "fit.yaml", [f"encoder_weights={path}", f"fit.start_from={finished}"])
+    settings = replace(plain.fit, rate=0.0, samples=8, held_out=0)
+    Fit.open(replace(plain, fit=settings), tmp_path / "out", lambda *_: None).train()
+    old, new = (load_layout(place, 32) for place in (finished, tmp_path / "out"))
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(new[0].model.trunk.state_dict()[name], value, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(new[0].model.sketch.weight, old[0].model.sketch.weight)
+    for mine, theirs in zip(new[1].unet.parameters(), old[1].unet.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
+    settings = BackboneSettings(**TRUNK)
+    other = create_net(BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}))
+    safetensors.torch.save_file(other.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"0 weights are not there, 0 are more, \d+ have another shape"):
+        trunk_weights(settings, str(tmp_path / "other.safetensors"))
+    (tmp_path / "damaged.safetensors").write_bytes(b"none")
+    with pytest.raises(UserError, match="or it is damaged"):
+        trunk_weights(settings, str(tmp_path / "damaged.safetensors"))
+    with pytest.raises(UserError, match=r"those of a 'resnet50' and encoder\.trunk\.name is 'resnet18'"):
+        trunk_weights(settings, "resnet50.a1_in1k")
+
+
+def test_pretrained_towers_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name; here without a network, so what is asked is looked at, and a made-up tower given."""
+    asked: list[dict[str, Any]] = []
+    create = timm.create_model
+
+    def pretended(name: str, *, pretrained: bool, **more: Any) -> Any:
+        asked.append({"name": name, "pretrained": pretrained, **more})
+        return create(name, pretrained=False, **more)
+
+    settings = BackboneSettings(**TRUNK)
+    monkeypatch.setattr(timm, "create_model", pretended)
+    found = trunk_weights(settings, "resnet18.a1_in1k")
+    assert found.keys() == create_net(settings).state_dict().keys()
+    assert asked[0] == {"name": "resnet18.a1_in1k", "pretrained": True, "num_classes": 0, **settings.args}
+    with pytest.raises(UserError, match=r"with mean \[0.485.*set encoder\.trunk\.mean"):
+        trunk_weights(replace(settings, mean=(0.5, 0.5, 0.5)), "resnet18.a1_in1k")
+
+    def offline(*_: Any, **__: Any) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"cannot be had \(OSError: no network\)\. Without a network"):
+        trunk_weights(settings, "resnet18")
+
+
+def test_sizes_follow_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genview.experiment.fit_choice.has_matrix_units", lambda: False)
+    plain = FitExperiment(DigitImages())
+    assert choices(292, plain) == {"fit": {"samples": 60_000, "batch": 64, "start_from": "natural"}}
+    assert choices(40, plain)["fit"]["batch"] == 32
+    many = choices(100_000, plain)
+    assert many["fit"] == {"samples": 500_000, "batch": 64}
+    assert many["training"] == {"length": "800000 images", "warmup": "100000 images", "batch": 128}
+    assert many["method"]["queue"] == 8192
+    assert choices(10_000_000, plain)["fit"]["samples"] == 1_500_000
+    own = choices(600, replace(plain, encoder_weights="train"))
+    assert "start_from" not in own["fit"]
+    assert own["method"]["queue"] == 256
+    assert [power_of_two(n) for n in (0, 1, 2, 3, 64, 65)] == [1, 1, 2, 2, 64, 64]
+    monkeypatch.setattr("genview.experiment.fit_choice.has_matrix_units", lambda: True)
+    expected = "float32" if torch.cuda.is_available() else "bfloat16"
+    assert choices(292, plain)["fit"].get("precision", "float32") == expected
+
+
+def test_near_the_recipe_of_the_model_inside_the_package() -> None:
+    """28,564 images were its training set: the same rule gives its lengths within a twentieth."""
+    many = choices(28_564, FitExperiment(DigitImages()))
+    assert many["fit"]["samples"] == pytest.approx(150_000, rel=0.05)
+    assert int(many["training"]["length"].split()[0]) == pytest.approx(230_000, rel=0.05)
+
+
+def test_a_folder_without_an_experiment_says_what_was_chosen(folder: Path, tmp_path: Path) -> None:
+    experiment, chosen = for_folder(folder / "scans", tmp_path, ["fit.samples=77"])
+    assert (experiment.fit.samples, experiment.fit.batch, experiment.fit.start_from) == (77, 32, "natural")
+    assert chosen.items() >= {"fit.batch": "32", "fit.start_from": "natural"}.items()
+    assert "fit.samples" not in chosen, "it was given"
+    assert (tmp_path / "index").exists(), "a training that goes on finds the same images"
+    own, _ = for_folder(folder / "scans", tmp_path, ["method={kind: simsiam}", "encoder_weights=train"])
+    assert own.method.kind == "simsiam"
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "held"), [(40, 64, 4), (300, 64, 8), (2000, 64, 20), (9000, 64, 64), (40, 0, 0)]
+)
+def test_images_are_held_out(count: int, most: int, held: int) -> None:
+    source = Painted(count)
+    train, aside = parted(source, most, seed=1)
+    keys = [[part.key(i) for i in range(len(part))] for part in (train, aside)]
+    assert len(keys[1]) == held
+    assert sorted(keys[0] + keys[1]) == sorted(source.key(i) for i in range(count))
+    assert parted(source, most, seed=1)[1].key(0) == keys[1][0] if held else True
+
+
+def test_the_page_of_a_training(finished: Path, tmp_path: Path) -> None:
+    page = (finished / "report.html").read_text()
+    for words in ("The generator is finished", "Step 6", "Step 4", "RMSE between two draws", "level 400", "widths"):
+        assert words in page
+    assert page.count('<img class="sheet small"') == 2
+    assert page.count("<svg") == 6
+    empty = write_fit_page(RunFolder(tmp_path)).read_text()
+    assert "has not begun" in empty
+    assert "Nothing here yet" in empty
+
+
+def test_sheets_lie_row_by_row() -> None:
+    images = np.arange(2 * 3, dtype=np.uint8).reshape(2, 3, 1, 1, 1) * np.ones((1, 1, 4, 4, 3), np.uint8)
+    whole = sheet(images)
+    assert whole.shape == (10, 16, 3)
+    assert whole[[0, 0, 0, 6, 6, 6], [0, 6, 12, 0, 6, 12], 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert (whole[4:6] == 255).all()
+
+
+def test_an_experiment_needs_only_images() -> None:
+    assert parse(FitExperiment, {"images": {"kind": "digits"}}, "test").trains_encoder
