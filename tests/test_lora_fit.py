@@ -11,15 +11,18 @@ import torch
 from diffusers.pipelines.stable_diffusion import StableUnCLIPImg2ImgPipeline
 from torch import Tensor
 
+from conftest import Painted
 from genview.errors import UserError
 from genview.generators import UnclipSettings
-from genview.generators.lora import read_lora
+from genview.generators.lora import USUAL, read_lora
 from genview.generators.lora_fit import LoraFitSettings, UnclipLora
 from genview.generators.weights import read_unet
+from genview.store import RunFolder
+from genview.training.fit import Task, fit
 from tiny import tiny_unclip
 
 BASE = UnclipSettings(steps=2, save_size=32, precision="float32")
-SMALL = LoraFitSettings(rank=2, alpha=3.0, checkpointing=False)
+SMALL = LoraFitSettings(rank=2, alpha=3.0, checkpointing=False, size=32, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def test_the_loss_is_that_of_the_published_training(folder: Path, images: Tensor
     losses = model(batch)
     torch.manual_seed(3)
     found = pipeline.vae.encode(2 * batch - 1).latent_dist
-    latents = (found.mean + found.std * torch.randn_like(found.mean)) * 0.18215
+    latents = (found.mean + found.std * torch.randn(found.mean.shape)) * 0.18215
     embedding = model._parts.encoder.encode(batch).embedding
     level = torch.randint(0, 501, (8,))
     level = torch.where(torch.rand(8) < 0.15, 0, level)
@@ -97,7 +100,7 @@ def test_the_loss_is_that_of_the_published_training(folder: Path, images: Tensor
     known = torch.cat(rows) * ~dropped[:, None]
     words = pipeline.tokenizer([""] * 8, padding="max_length", max_length=12, return_tensors="pt").input_ids
     text = pipeline.text_encoder(words)[0]
-    noise = torch.randn_like(latents)
+    noise = torch.randn(latents.shape)
     t = torch.randint(0, 1000, (8,))
     kept = pipeline.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     x = kept.sqrt() * latents + (1 - kept).sqrt() * noise
@@ -204,3 +207,26 @@ def test_what_cannot_be_trained(folder: Path, settings: LoraFitSettings, base: d
 def test_a_size_that_does_not_suit_the_vae(folder: Path) -> None:
     with pytest.raises(UserError, match="multiple of 2 pixels"):
         lesson(folder)(torch.rand(1, 3, 33, 33))
+
+
+def test_the_loop_trains_it_resumes_and_draws_with_the_average(folder: Path, tmp_path: Path) -> None:
+    settings = replace(
+        SMALL, size=16, samples=12, batch=2, workers=0, warmup=0, save_every=2, sample_every=6, measure_every=1
+    )
+
+    def run(out: Path, stop_at: int | None = None) -> bytes:
+        def tell(_verb: str, done: int, _total: int, _note: str) -> None:
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        held = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        fit(Task(lesson(folder, settings), Painted(8, size=16), held, settings, RunFolder(out), 0), tell)
+        return (out / USUAL).read_bytes()
+
+    whole = run(tmp_path / "whole")
+    assert (tmp_path / "whole/samples").exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop_at=3)
+    assert (tmp_path / "cut/training.pt").stat().st_size < 200_000, "the updates alone"
+    assert run(tmp_path / "cut") == whole
+    assert read_lora(str(tmp_path / "cut"), 1.0) is not None

@@ -12,17 +12,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from genview.distributed import own_rows
 from genview.encoders.token_encoder import TokenEncoder
 from genview.errors import writing
 from genview.generators.code import fit_code, fold
 from genview.generators.embedded import EmbeddedSettings
 from genview.generators.generator import Generator
-from genview.generators.lesson import Lesson, LessonSettings
+from genview.generators.lesson import Lesson, LessonSettings, below, normal_like, uniform
 from genview.generators.token_diffusion import (
     NOTHING_KNOWN,
     Denoiser,
     NetworkSettings,
+    Sampling,
     create_unet,
     save_layout,
     schedules,
@@ -77,8 +77,8 @@ class TokenDiffusion(Lesson):
         code, level = self.noised_code(images)
         clean = fold(images, self.encoder.stride)
         last, device = len(self.pixels.alphas_cumprod), clean.device
-        t = own_rows(lambda rows: torch.randint(0, last, (rows,), device=device), len(clean))
-        x = self.pixels.add_noise(clean, _normal_like(clean), t)
+        t = below(last, len(clean), device)
+        x = self.pixels.add_noise(clean, normal_like(clean), t)
         guess, spread = self.denoiser.guess(x, t, code, level)
         error = self.denoiser.correction(x, guess, t, code, level) - (clean - guess) / spread
         losses: Tensor = error.square().mean(dim=(1, 2, 3)) * (self.settings.snr * spread.flatten() ** 2).clamp(max=1)
@@ -90,10 +90,10 @@ class TokenDiffusion(Lesson):
         code = code.float()
         count, device = len(images), images.device
         most = self.settings.highest_level
-        level = own_rows(lambda rows: torch.randint(0, most + 1, (rows,), device=device), count)
-        level = torch.where(_chance(count, device) < self.settings.clean, 0, level)
-        noised = self.noising.add_noise(code, _normal_like(code), level)
-        dropped = _chance(count, device) < self.settings.dropout
+        level = below(most + 1, count, device)
+        level = torch.where(uniform(count, device) < self.settings.clean, 0, level)
+        noised = self.noising.add_noise(code, normal_like(code), level)
+        dropped = uniform(count, device) < self.settings.dropout
         noised = torch.where(dropped[:, None, None, None], 0.0, noised)
         return noised, torch.where(dropped, NOTHING_KNOWN, level)
 
@@ -108,23 +108,22 @@ class TokenDiffusion(Lesson):
 
     def save(self, folder: Path) -> None:
         """Write encoder, UNet and schedulers in the layout of a diffusers pipeline."""
-        with writing(folder):
-            try:
-                save_layout(folder, self.encoder, copy.deepcopy(self.denoiser.unet))  # it halves what it is given
-            except SafetensorError as error:  # its words for what the operating system said
-                full = "No space left" in str(error)
-                raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+        write_layout(folder, self.encoder, self.denoiser.unet, Sampling())
 
     def generator(self, folder: Path, device: torch.device) -> Generator:
         """Load it as `kind: embedded` does."""
         return EmbeddedSettings(weights=str(folder.absolute()), size=self.settings.size).load(device)
 
 
-def _normal_like(x: Tensor) -> Tensor:
-    """Standard normal noise of the shape of x."""
-    return own_rows(lambda rows: torch.randn(rows, *x.shape[1:], dtype=x.dtype, device=x.device), len(x))
+def write_layout(folder: Path, encoder: TokenEncoder, unet: nn.Module, sampling: Sampling) -> None:
+    """Write encoder, UNet and schedulers in the layout of a diffusers pipeline; the UNet stays as it is.
 
-
-def _chance(count: int, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1)."""
-    return own_rows(lambda rows: torch.rand(rows, device=device), count)
+    Raises:
+        UserError: the disk is full.
+    """
+    with writing(folder):
+        try:
+            save_layout(folder, encoder, copy.deepcopy(unet), sampling)  # it halves what it is given
+        except SafetensorError as error:  # its words for what the operating system said
+            full = "No space left" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error

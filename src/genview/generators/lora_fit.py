@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genview.errors import UserError
+from genview.errors import UserError, writing
+from genview.generators.lesson import Lesson, LessonSettings, below, normal_like, uniform
 from genview.generators.lora import USUAL
 from genview.generators.sampler import noised_embedding, sinusoid
 from genview.generators.unclip import Unclip, UnclipSettings
@@ -24,8 +25,8 @@ from genview.store import write_bytes
 
 
 @dataclass(frozen=True)
-class LoraFitSettings:
-    """What is trained of the UNet, and what it is told.
+class LoraFitSettings(LessonSettings):
+    """How a LoRA is trained: see `LessonSettings`; what is trained of the UNet, and what it is told.
 
     Of every layer of attention whose name ends as in `layers`, the weights W become W + `alpha`/`rank` · B·A, with
     `rank` rows of A and columns of B. `highest_level` bounds the noise put on the embedding, of which a share `clean`
@@ -33,6 +34,14 @@ class LoraFitSettings:
     activations twice instead of keeping them: about a third slower, in a fraction of the memory.
     """
 
+    size: int = 768
+    zoom: float = 1.0
+    samples: int = 10_000
+    batch: int = 4
+    rate: float = 1e-4
+    warmup: int = 100
+    save_every: int = 250
+    sample_every: int = 250
     rank: int = 16
     alpha: float = 16.0
     layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -72,7 +81,7 @@ class LowRank(nn.Module):
         return found + (self.factor * share).to(found.dtype)
 
 
-class UnclipLora(nn.Module):
+class UnclipLora(Lesson):
     """A frozen Stable unCLIP and the updates of its UNet; forward is the loss, and only the updates are trained.
 
     Args:
@@ -91,7 +100,8 @@ class UnclipLora(nn.Module):
         settings.check()
         if generator.lora:
             raise UserError("A LoRA is trained for weights as they were published: leave generator.lora out.")
-        self.settings, self._generator = settings, replace(generator, tiny_vae="", reuse=1, compile=False)
+        self.settings, side = settings, settings.size
+        self._generator = replace(generator, tiny_vae="", reuse=1, compile=False, size=side, save_size=side)
         self._name, self._parts = self._generator.read(device)
         if self._parts.diffusion.unet.net.dtype == torch.float16:
             raise UserError("Gradients would be lost in float16: set generator.precision to bfloat16 or float32.")
@@ -115,8 +125,8 @@ class UnclipLora(nn.Module):
             UserError: S does not suit the VAE.
         """
         latents, (known, text) = self._latents(images), self._told(images)
-        noise = torch.randn_like(latents)
-        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(images),), device=images.device)
+        noise = normal_like(latents)
+        t = below(self.scheduler.config.num_train_timesteps, len(images), images.device)
         x, dtype = self.scheduler.add_noise(latents, noise, t), self.unet.dtype
         found = self.unet(x.to(dtype), t, text.to(dtype), class_labels=known.to(dtype)).sample
         losses: Tensor = (found.float() - self._wanted(latents, noise, t)).square().mean(dim=(1, 2, 3))
@@ -133,9 +143,10 @@ class UnclipLora(nn.Module):
             state[f"unet.{layer}.lora.down.weight"] = adapter.down
             state[f"unet.{layer}.lora.up.weight"] = adapter.factor * adapter.up
         held = {name: value.detach().float().cpu().contiguous() for name, value in state.items()}
-        write_bytes(folder / USUAL, safetensors.torch.save(held, {"format": "pt"}))
+        with writing(folder):
+            write_bytes(folder / USUAL, safetensors.torch.save(held, {"format": "pt"}))
 
-    def generator(self, _folder: Path, device: torch.device) -> Unclip:
+    def generator(self, folder: Path, device: torch.device) -> Unclip:  # noqa: ARG002 - none is needed
         """Return the generator with the updates as they are now, without reading the weights again."""
         return Unclip(self._name, self._parts, self._generator).to(device)
 
@@ -163,7 +174,7 @@ class UnclipLora(nn.Module):
             raise UserError(f"This VAE takes images whose side is a multiple of {stride} pixels: mend size.")
         pixels = (2 * images - 1).to(self.vae.dtype, memory_format=torch.channels_last)
         found = self.vae.encode(pixels).latent_dist
-        drawn: Tensor = found.mean.float() + found.std.float() * torch.randn_like(found.mean.float())
+        drawn: Tensor = found.mean.float() + found.std.float() * normal_like(found.mean.float())
         scale: float = self.vae.config.scaling_factor
         return drawn * scale
 
@@ -172,13 +183,13 @@ class UnclipLora(nn.Module):
         """Noised embeddings with their levels, B×2E in float32, and texts B×N×D; some are those of nothing known."""
         parts, count, device, settings = self._parts, len(images), images.device, self.settings
         embedding = parts.encoder.to(device).encode(images).embedding
-        level = torch.randint(0, settings.highest_level + 1, (count,), device=device)
-        level = torch.where(torch.rand(count, device=device) < settings.clean, 0, level)
-        mean, std, noise = parts.mean.to(device), parts.std.to(device), torch.randn_like(embedding)
+        level = below(settings.highest_level + 1, count, device)
+        level = torch.where(uniform(count, device) < settings.clean, 0, level)
+        mean, std, noise = parts.mean.to(device), parts.std.to(device), normal_like(embedding)
         noised = noised_embedding(embedding, level, noise, parts.alphas_cumprod, mean=mean, std=std)
         known = torch.cat([noised, sinusoid(level, noised.shape[1])], dim=1)
         prompt, negative = parts.text.to(device).rows(None, count)
-        dropped = torch.rand(count, device=device) < settings.dropout
+        dropped = uniform(count, device) < settings.dropout
         return torch.where(dropped[:, None], 0.0, known), torch.where(dropped[:, None, None], negative, prompt)
 
     def _wanted(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
