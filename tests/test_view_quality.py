@@ -363,7 +363,7 @@ def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["name"] for row in last["rows"][3:]] == ["paper 100", "constant", "drop", "fast 100"]
     assert asked_for[1:] == [EmbeddedSettings(size=16), EmbeddedSettings(size=16, steps=1)]
-    assert {name: found["steps"] for name, found in last["settings"].items()} == {"paper": 2, "fast": 1}
+    assert {name: found["steps"] for name, found in last["settings"].items()} == {"paper": None, "fast": 1}
 
 
 def test_missing_data_and_weights_end_with_2(
