@@ -16,7 +16,7 @@ from genview.generators import EmbeddedSettings, Img2ImgSettings, Text
 from genview.generators.embedded import code_with_noise
 from genview.generators.generator import LEVELS
 from genview.generators.sampler import Course, Step, denoise, finished, noise_for
-from genview.generators.token_diffusion import NOTHING_KNOWN, NoisedCode, load_layout
+from genview.generators.token_diffusion import NOTHING_KNOWN, NoisedCode, load_layout, read_sampling
 
 
 class WithPixels:
@@ -51,6 +51,7 @@ class FromSource:
         self._denoiser.eval().requires_grad_(False)
         self.name, self.size = f"from source/{folder.name}", settings.size
         self.encoder: FrozenEncoder = WithPixels(self._code_of, settings.size)
+        self._steps = settings.steps or read_sampling(folder).steps
         self._settings, self._told, self._device = settings, told, torch.device("cpu")
 
     def to(self, device: torch.device | str) -> Self:
@@ -92,7 +93,7 @@ class FromSource:
             times = step.time.to(self._device).expand(len(x))
             return self._denoiser(x, times, code, level_told).float().clamp(-1, 1), None
 
-        course = Course(cut_off(self._pixels, first), self._settings.steps)
+        course = Course(cut_off(self._pixels, first), self._steps)
         x = denoise(predictions, course, x.to(self._device), torch.ones(len(x)))
         return finished(x, self.size).cpu()
 

@@ -22,10 +22,11 @@ from genview.encoders import BackboneSettings, Code, TokenEncoder, TokenEncoderS
 from genview.errors import UserError
 from genview.generators import EmbeddedSettings
 from genview.generators.code import fit_code
-from genview.generators.distil import Distillation, DistilSettings, save_student
+from genview.generators.distil import Distillation, DistilSettings
 from genview.generators.embedded import code_with_noise
 from genview.generators.fit import FitSettings, TokenDiffusion
 from genview.generators.sampler import Course, Step, denoise, finished, noise_for, timesteps, unclip_schedule
+from genview.generators.start import start_from
 from genview.generators.student import Student, TimeGrid
 from genview.generators.token_diffusion import (
     NOTHING_KNOWN,
@@ -38,6 +39,8 @@ from genview.generators.token_diffusion import (
     save_layout,
     schedules,
 )
+from genview.store import RunFolder
+from genview.training.fit import Task, fit
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
 ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, detail_from=(0, 2), detail_channels=4, gist_channels=6)
@@ -61,6 +64,10 @@ def taught(images: Tensor, spread: float = 0.0) -> TokenDiffusion:
     fit_code(made.encoder, images.split(16))
     torch.nn.init.normal_(made.denoiser.unet.conv_out.weight, std=spread)
     return made
+
+
+def steps_of(student: int, teacher: int, guidance: float = 1.0) -> DistilSettings:
+    return DistilSettings(student_steps=student, teacher_steps=teacher, guidance=guidance, size=16)
 
 
 class Silent(nn.Module):
@@ -129,24 +136,24 @@ def error(model: TokenDiffusion, settings: DistilSettings, step: int) -> float:
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_the_target_is_the_exact_solution_for_normal_pixels(normal: TokenDiffusion, step: int) -> None:
     """The last step ends with one of the teacher's from its last time to the clean image, which is of order 1."""
-    assert error(normal, DistilSettings(4, 1), step) > 1e-3
-    assert error(normal, DistilSettings(4, 32), step) < (3e-5 if step < 3 else 1e-2)
+    assert error(normal, steps_of(4, 1), step) > 1e-3
+    assert error(normal, steps_of(4, 32), step) < (3e-5 if step < 3 else 1e-2)
 
 
 def test_the_teachers_error_falls_with_the_square_of_its_steps(normal: TokenDiffusion) -> None:
-    few, many = (error(normal, DistilSettings(2, steps), 0) for steps in (8, 16))
+    few, many = (error(normal, steps_of(2, steps), 0) for steps in (8, 16))
     assert few / many == pytest.approx(4, abs=0.7)
 
 
 def test_the_teachers_last_step_falls_short_by_less_the_shorter_it_is(normal: TokenDiffusion) -> None:
-    assert error(normal, DistilSettings(8, 125), 7) < 1e-3
+    assert error(normal, steps_of(8, 125), 7) < 1e-3
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 def test_an_untrained_student_solves_normal_pixels_exactly(normal: TokenDiffusion, steps: int) -> None:
     noise, code = known(2)
-    student = Distillation(normal, DistilSettings(steps)).denoiser
+    student = Distillation(normal, steps_of(steps, 8)).denoiser
     assert torch.allclose(drawn(student, steps, 1, noise, code), solution(normal, code, noise, -1).float(), atol=2e-4)
 
 
@@ -180,7 +187,7 @@ def test_a_step_is_that_of_ddim(position: int) -> None:
 def test_the_teacher_goes_as_the_sampler_does(images: Tensor) -> None:
     """From noise to the clean image in one step of a student: six steps of DPM-Solver++, clamping included."""
     model, (noise, code) = taught(images, 0.3), known(3)
-    student = Distillation(model, DistilSettings(1, 6))
+    student = Distillation(model, steps_of(1, 6))
     found = student.target(noise, torch.zeros(6, dtype=torch.int64), code, LEVEL)
     second, first = (drawn(model.denoiser, 6, order, noise, code) for order in (2, 1))
     assert rms(found - second) < 0.1 * rms(first - second)
@@ -190,7 +197,7 @@ def test_the_teacher_goes_as_the_sampler_does(images: Tensor) -> None:
 def test_guidance_is_built_into_the_target(images: Tensor) -> None:
     model, (x, code) = taught(images, 0.3), known(4)
     at = torch.tensor([0, 1, 2, 3, 0, 1])
-    found = Distillation(model, DistilSettings(4, 1, guidance=3.0)).target(x, at, code, LEVEL)
+    found = Distillation(model, steps_of(4, 1, guidance=3.0)).target(x, at, code, LEVEL)
     t = torch.tensor([999, 749, 499, 249, 999, 749])
     conditional = model.denoiser(x, t, code, LEVEL).clamp(-1, 1)
     nothing = model.denoiser(
@@ -205,7 +212,7 @@ def test_the_loss_is_the_error_after_clamping_times_a_bounded_weight(images: Ten
     """At the points that the student itself comes to from noise."""
     model = taught(images, 0.3)
     model.settings = replace(FIT, snr=5.0)
-    student = Distillation(model, DistilSettings(2, 2))
+    student = Distillation(model, steps_of(2, 2))
     with torch.no_grad():
         student.denoiser.unet.conv_out.bias.add_(0.1)
         torch.manual_seed(5)
@@ -228,7 +235,7 @@ def test_the_loss_is_the_error_after_clamping_times_a_bounded_weight(images: Ten
 
 def test_what_is_clamped_still_has_a_gradient(images: Tensor) -> None:
     """A pixel that is far too bright where the teacher's is grey: clamping it would leave nothing to learn from."""
-    student = Distillation(taught(images), DistilSettings(1, 1))
+    student = Distillation(taught(images), steps_of(1, 1))
     with torch.no_grad():
         student.denoiser.unet.conv_out.bias.fill_(50)
     student(images).mean().backward()
@@ -289,7 +296,7 @@ def skewed(images: Tensor) -> TokenDiffusion:
 def test_training_takes_two_steps_nearer_to_the_teachers_thirty_two(skewed: TokenDiffusion, images: Tensor) -> None:
     torch.manual_seed(6)
     code, noise = codes_of(skewed, images), torch.randn(6, 3, 16, 16)
-    student = Distillation(skewed, DistilSettings(2, 8))
+    student = Distillation(skewed, steps_of(2, 8))
     wanted = drawn(skewed.denoiser, 32, 2, noise, code, SEEN)
     before = [rms(drawn(net, 2, 1, noise, code, SEEN) - wanted) for net in (skewed.denoiser, student.denoiser)]
     trained(student, images, 12)
@@ -300,7 +307,7 @@ def test_training_takes_two_steps_nearer_to_the_teachers_thirty_two(skewed: Toke
 def test_a_training_is_the_same_for_the_same_seed_and_changes_the_student_alone(
     skewed: TokenDiffusion, images: Tensor
 ) -> None:
-    students = [Distillation(skewed, DistilSettings(4, 2)) for _ in range(2)]
+    students = [Distillation(skewed, steps_of(4, 2)) for _ in range(2)]
     before = {name: value.clone() for name, value in students[0].state_dict().items()}
     assert trained(students[0], images, 3) == trained(students[1], images, 3)
     after = students[0].state_dict()
@@ -313,8 +320,8 @@ def test_a_training_is_the_same_for_the_same_seed_and_changes_the_student_alone(
 @pytest.fixture(scope="module")
 def folder(skewed: TokenDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("student")
-    student = Distillation(skewed, DistilSettings(3, 2, guidance=1.5))
-    save_student(made, student)
+    student = Distillation(skewed, steps_of(3, 2, guidance=1.5))
+    student.save(made)
     assert {value.dtype for value in student.denoiser.unet.parameters()} == {torch.float32}, "as it was"
     return made
 
@@ -341,6 +348,11 @@ def test_a_student_takes_no_other_number_of_steps(folder: Path) -> None:
         EmbeddedSettings(weights=str(folder), size=16, steps=1).load("cpu")
 
 
+def test_nothing_starts_from_a_student(folder: Path, skewed: TokenDiffusion) -> None:
+    with pytest.raises(UserError, match="start from what it was distilled from"):
+        start_from(skewed, str(folder))
+
+
 def test_other_weights_take_two_steps_unless_asked(skewed: TokenDiffusion, tmp_path: Path) -> None:
     save_layout(tmp_path, skewed.encoder, copy.deepcopy(skewed.denoiser.unet))
     assert read_sampling(tmp_path) == Sampling()
@@ -361,12 +373,45 @@ def test_other_weights_take_two_steps_unless_asked(skewed: TokenDiffusion, tmp_p
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (DistilSettings(steps=0), "1 to 8 steps"),
-        (DistilSettings(steps=9), "1 to 8 steps"),
-        (DistilSettings(teacher_steps=0), "write 1 to 250"),
-        (DistilSettings(teacher_steps=251), "write 1 to 250"),
+        (steps_of(0, 8), "1 to 8 steps"),
+        (steps_of(9, 8), "1 to 8 steps"),
+        (steps_of(4, 0), "write 1 to 250"),
+        (steps_of(4, 251), "write 1 to 250"),
     ],
 )
 def test_settings_that_cannot_be(skewed: TokenDiffusion, settings: DistilSettings, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Distillation(skewed, settings)
+
+
+def test_the_loop_trains_it_and_leaves_a_student(skewed: TokenDiffusion, tmp_path: Path) -> None:
+    settings = DistilSettings(
+        student_steps=2,
+        teacher_steps=2,
+        size=16,
+        samples=32,
+        batch=8,
+        workers=0,
+        sample_every=4,
+        measure_every=1,
+        device="cpu",
+    )
+    said: list[str] = []
+    task = Task(
+        Distillation(skewed, settings),
+        Painted(16, size=16),
+        torch.rand(2, 3, 16, 16),
+        settings,
+        RunFolder(tmp_path),
+        0,
+    )
+    fit(task, lambda _verb, done, total, note: said.append(f"{done}/{total} {note}"))
+    assert said[-1].startswith("4/4 loss")
+    assert (tmp_path / "samples").exists()
+    views = (
+        EmbeddedSettings(weights=str(tmp_path), size=16)
+        .load("cpu")
+        .sample(torch.zeros(1, 88), torch.zeros(1, dtype=torch.int64), torch.ones(1), [0])
+    )
+    assert views.shape == (1, 3, 16, 16)
+    assert read_sampling(tmp_path) == Sampling(2, distilled=True)

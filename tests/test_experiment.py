@@ -14,7 +14,7 @@ import yaml
 
 from conftest import Painted
 from genview.errors import UserError
-from genview.experiment import Experiment, FitExperiment, Stages, load, parse, to_yaml
+from genview.experiment import Experiment, FitExperiment, LoraExperiment, Stages, load, parse, to_yaml
 from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettings
 from genview.methods import SimSiam
@@ -36,9 +36,10 @@ def made(**changes: object) -> Experiment:
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_experiment_loads_and_says_how_it_was_run(file: Path) -> None:
-    load(FitExperiment if file.stem.startswith("fit-") else Experiment, file)
+    kind = {"fit": FitExperiment, "lora": LoraExperiment}.get(file.stem.partition("-")[0], Experiment)
+    load(kind, file)
     first = file.read_text().splitlines()[0]
-    verb = "fit-generator" if file.stem.startswith("fit-") else "run"
+    verb = "run" if kind is Experiment else "fit-generator"
     assert re.match(f"# (torchrun --nproc-per-node 8 -m )?genview {verb} experiments/{file.name} ", first)
     assert "--out" in first
 
@@ -152,7 +153,7 @@ def test_a_folder_is_taken_only_once_there_is_work_in_it(work: str, tmp_path: Pa
     Stages.open(made(seed=2, training={"workers": 7}), tmp_path)
 
 
-@pytest.mark.parametrize("file", [file for file in SHIPPED if not file.name.startswith("fit-")], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [f for f in SHIPPED if not f.name.startswith(("fit-", "lora-"))], ids=lambda f: f.stem)
 def test_every_shipped_experiment_takes_two_steps(file: Path, tmp_path: Path) -> None:
     """With its own method, backbone, recipe, optimizer and weights; smaller images and batches, and random ones."""
     given = load(Experiment, file)

@@ -81,10 +81,10 @@ def verb(folder: Path, said: Callable[..., Said]) -> Callable[..., Said]:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
     said: list[str] = []
-    from genview.experiment import fit_cost, fit_generator
+    from genview.experiment import fit_generator
 
     out = folder / "out"
-    fit_generator(load(FitExperiment, folder / "fit.yaml"), out, lambda *_: None, lambda w: said.extend(fit_cost(w)))
+    fit_generator(load(FitExperiment, folder / "fit.yaml"), out, lambda *_: None, said.append)
     (folder / "said").write_text("\n".join(said))
     return out
 
@@ -111,7 +111,7 @@ def test_the_cost_is_told_before(finished: Path, folder: Path) -> None:
         r"images: 36 to train on, 4 held out",
         r"encoder: [\d.]+ \w+ for 4 steps of 8",
         r"generator: [\d.]+ \w+ for 6 steps of 8 windows \(\d+ a second; devices: 1\)",
-        r"memory: .*GB at most so far; disk: [\d.]+ kB for the generator",
+        r"memory: .*GB at most so far; disk: [\d.]+ kB for the result",
     ):
         assert re.search(pattern, said), pattern
 
@@ -119,7 +119,7 @@ def test_the_cost_is_told_before(finished: Path, folder: Path) -> None:
 def test_the_cost_of_the_result_is_its_size(finished: Path, folder: Path) -> None:
     """In half precision, plus headers; and the state to continue from in float32, with two moments and an average."""
     said = (folder / "said").read_text()
-    found = re.search(r"disk: ([\d.]+) kB for the generator, ([\d.]+) (kB|MB)", said)
+    found = re.search(r"disk: ([\d.]+) kB for the result, ([\d.]+) (kB|MB)", said)
     assert found
     result = sum(
         path.stat().st_size
@@ -160,6 +160,20 @@ def test_stopped_in_either_training_it_goes_on_to_the_same_end(finished: Path, f
     stopped("nothing", 0)
     for name in ("unet/diffusion_pytorch_model.safetensors", "encoder/model.safetensors"):
         assert (finished / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_student_of_a_finished_generator(finished: Path, verb: Callable[..., Said]) -> None:
+    distil = "distil={student_steps: 2, teacher_steps: 2, samples: 16, batch: 8}"
+    done = verb(finished, "--set", distil)
+    assert done.returncode == 0, done.stderr
+    assert f"generator.weights={finished / 'student'}" in "".join(done.stderr.split("\n"))
+    student = EmbeddedSettings(weights=str(finished / "student"), size=32).load("cpu")
+    condition = student.encoder.encode(torch.rand(1, 3, 32, 32)).embedding
+    assert student.sample(condition, torch.tensor([200]), torch.ones(1), [1]).shape == (1, 3, 32, 32)
+    assert "finished already" in verb(finished, "--set", distil).stderr
+    done = verb(finished, "--set", distil.replace("2,", "3,", 1))
+    assert done.returncode == 2
+    assert "student_steps: there 2, now 3" in " ".join(done.stderr.split())
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, verb: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +223,8 @@ def test_check_and_report_understand_it(
         (["--set", "training.devices=2"], "say fit.device and fit.devices"),
         (["--set", "training.backbone={name: resnet18}"], "remove training.backbone"),
         (["--set", "fit.start_from=natrual"], "holds no generator"),
+        (["--set", "distil={student_steps: 9}"], "a student takes 1 to 8 steps"),
+        (["--set", "distil={size: 64}"], "Say fit.size, for the student too: not distil.size"),
         (["--set", "fit.start_from=natural"], "fit.network.widths: there [48, 96, 192], now [16, 32]"),
         (["--set", "encoder_weights=resnet19"], "Did you mean 'resnet"),
         (["--set", "encoder_weights=trunk.pth"], "could run code"),
@@ -302,10 +318,10 @@ def test_sizes_follow_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> N
     assert choices(292, plain) == {"fit": {"samples": 60_000, "batch": 64, "start_from": "natural"}}
     assert choices(40, plain)["fit"]["batch"] == 32
     many = choices(100_000, plain)
-    assert many["fit"] == {"samples": 500_000, "batch": 64}
+    assert many["fit"] == {"samples": 1_000_000, "batch": 64}
     assert many["training"] == {"length": "800000 images", "warmup": "100000 images", "batch": 128}
     assert many["method"]["queue"] == 8192
-    assert choices(10_000_000, plain)["fit"]["samples"] == 1_500_000
+    assert choices(10_000_000, plain)["fit"]["samples"] == 3_000_000
     own = choices(600, replace(plain, encoder_weights="train"))
     assert "start_from" not in own["fit"]
     assert own["method"]["queue"] == 256
@@ -318,7 +334,7 @@ def test_sizes_follow_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> N
 def test_near_the_recipe_of_the_model_inside_the_package() -> None:
     """28,564 images were its training set: the same rule gives its lengths within a twentieth."""
     many = choices(28_564, FitExperiment(DigitImages()))
-    assert many["fit"]["samples"] == pytest.approx(150_000, rel=0.05)
+    assert many["fit"]["samples"] == pytest.approx(300_000, rel=0.05)
     assert int(many["training"]["length"].split()[0]) == pytest.approx(230_000, rel=0.05)
 
 

@@ -15,10 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers.pipelines.stable_diffusion import StableUnCLIPImg2ImgPipeline, pipeline_stable_unclip_img2img
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor
 
 from genview.encoders import FrozenEncoder
 from genview.errors import UserError
@@ -26,7 +24,7 @@ from genview.generators import Generator, Text, Unclip, UnclipSettings
 from genview.generators.latent import SOLVERS
 from genview.generators.sampler import finished, noise_for
 from genview.generators.unclip import PARTS, SOURCES
-from tiny import tiny_text, tiny_tokenizer, tiny_unet, tiny_vae, tiny_vision
+from tiny import tiny_unclip, tiny_unet
 
 LEVELS = torch.tensor([0, 100, 200, 400])
 FLOAT32 = UnclipSettings(steps=4, save_size=32, precision="float32")
@@ -57,36 +55,10 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     torch.manual_seed(0)
     width = {"h": 32, "l": 24}[request.param]
     folder = tmp_path_factory.mktemp(request.param) / f"unclip-{request.param}"
-    made: Any = StableUnCLIPImg2ImgPipeline(
-        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        image_encoder=tiny_vision(width),
-        image_normalizer=statistics(width, identity=request.param == "h"),
-        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
-        tokenizer=tiny_tokenizer(folder.parent / "words"),
-        text_encoder=tiny_text(),
-        unet=tiny_unet(width),
-        scheduler=diffusers.PNDMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            prediction_type="v_prediction",
-            skip_prk_steps=True,
-            steps_offset=1,
-        ),
-        vae=tiny_vae(),
-    )
-    made.save_pretrained(folder)
+    tiny_unclip(folder, width, identity=request.param == "h")
     pipeline: Any = StableUnCLIPImg2ImgPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return Saved(pipeline, folder, torch.randn(4, width))
-
-
-def statistics(width: int, *, identity: bool) -> Any:
-    normalizer = StableUnCLIPImageNormalizer(width)
-    if not identity:
-        normalizer.mean.data.uniform_(-1, 1)
-        normalizer.std.data.uniform_(0.3, 2)
-    return normalizer
 
 
 def theirs(
@@ -396,7 +368,7 @@ def test_settings_that_cannot_be(saved: Saved, settings: UnclipSettings, message
 def test_rows_that_overflow_come_back_black_and_can_be_made_in_float32(saved: Saved) -> None:
     generator = saved.load(replace(FLOAT32, precision="bfloat16"))
     plain = (saved.condition, LEVELS, torch.ones(4), range(4))
-    broken = generator._diffusion._decoder.decoder.conv_out.register_forward_hook(
+    broken = generator._diffusion.decoder.decoder.conv_out.register_forward_hook(
         lambda _net, _args, found: found.masked_fill(torch.tensor([0, 1, 0, 0]).bool().view(4, 1, 1, 1), torch.inf)
     )
     black = generator.sample(*plain).flatten(1).amax(dim=1) == 0

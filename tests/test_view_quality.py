@@ -323,7 +323,7 @@ def test_the_program_with_presets_and_policies(
     assert "no coco256_det320" in said
     assert last["photographs"] is last["rows"][3]["inside"] is None
     assert asked_for == [EmbeddedSettings(size=16), EmbeddedSettings(size=16, steps=1)]
-    assert {name: found["steps"] for name, found in last["settings"].items()} == {"paper": 2, "fast": 1}
+    assert {name: found["steps"] for name, found in last["settings"].items()} == {"paper": None, "fast": 1}
 
 
 def test_missing_data_and_weights_end_with_2(

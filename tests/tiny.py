@@ -8,7 +8,10 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.stable_diffusion import StableUnCLIPImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -100,3 +103,34 @@ def tiny_plain_unet() -> Any:
         norm_num_groups=8,
     )
     return net.eval()
+
+
+def tiny_statistics(width: int, *, identity: bool) -> Any:
+    normalizer = StableUnCLIPImageNormalizer(width)
+    if not identity:
+        normalizer.mean.data.uniform_(-1, 1)
+        normalizer.std.data.uniform_(0.3, 2)
+    return normalizer
+
+
+def tiny_unclip(folder: Path, width: int, *, identity: bool) -> None:
+    """Save a Stable unCLIP; `identity` is the H variant, whose embeddings are left as they are, else L."""
+    made: Any = StableUnCLIPImg2ImgPipeline(
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        image_encoder=tiny_vision(width),
+        image_normalizer=tiny_statistics(width, identity=identity),
+        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        tokenizer=tiny_tokenizer(folder.parent / "words"),
+        text_encoder=tiny_text(),
+        unet=tiny_unet(width),
+        scheduler=diffusers.PNDMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type="v_prediction",
+            skip_prk_steps=True,
+            steps_offset=1,
+        ),
+        vae=tiny_vae(),
+    )
+    made.save_pretrained(folder)

@@ -16,7 +16,7 @@ from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show
 from genview.errors import UserError, writing
 
 if TYPE_CHECKING:
-    from genview.experiment import Experiment, FitExperiment
+    from genview.experiment import Experiment, Fitting
     from genview.launch import Launcher
 
 app = typer.Typer(
@@ -159,35 +159,30 @@ def report(file: File, out: Out, sets: Set = NO_SETS) -> None:
 def fit_generator(file: File, out: Out, sets: Set = NO_SETS) -> None:
     """Train an image encoder and an image-conditioned generator on images without labels.
 
-    FILE is an experiment like experiments/fit-natural.yaml, or a folder of images, whose number then decides how
-    long to train. What it will cost is told before it begins.
+    FILE is a folder of images, whose number then decides how long to train, or an experiment like
+    experiments/fit-natural.yaml; or like experiments/lora-unclip.yaml, to teach a Stable unCLIP these images.
+    What it will cost is told before it begins.
     """
-    from genview.experiment import Fit, fit_cost
     from genview.experiment import fit_generator as fit
 
     with Bars() as bars:
         experiment = _load_fit(file, sets, out, bars.tell)
-
-        def estimate(work: Fit) -> None:
-            for line in fit_cost(work):
-                _say(line)
-
-        folder = fit(experiment, out, bars.tell, estimate)
-    _say(f"The generator is in {folder}. Use it with --set generator.weights={folder}")
-    _say(f"Page: {folder / 'report.html'}")
+        setting = fit(experiment, out, bars.tell, _say)
+    _say(f"Finished. Use it with --set {setting}")
+    _say(f"Page: {out / 'report.html'}")
 
 
 @app.command()
 def check(file: File, sets: Set = NO_SETS) -> None:
     """Print the whole resolved experiment and what it will cost; FILE may be one of fit-generator, or a folder."""
-    from genview.experiment import Fit, Stages, cost, fit_cost, to_yaml
+    from genview.experiment import Stages, cost, planned, to_yaml
     from genview.store import RunFolder
 
     if _is_fit(file):
         with TemporaryDirectory() as nowhere:
-            work = Fit(_load_fit(file, sets, Path(nowhere)), RunFolder(Path(nowhere)))
-            typer.echo(to_yaml(work.experiment))
-            for line in fit_cost(work):
+            fitting = _load_fit(file, sets, Path(nowhere))
+            typer.echo(to_yaml(fitting))
+            for line in planned(fitting, Path(nowhere)):
                 typer.echo(line)
         return
     experiment = _load(file, sets)
@@ -227,14 +222,14 @@ def _is_fit(file: Path) -> bool:
     """Whether this is for fit-generator: a folder of images, or a file that says how to fit."""
     from genview.experiment import read_yaml
 
-    return file.is_dir() or "fit" in read_yaml(file)
+    return file.is_dir() or not {"fit", "lora"}.isdisjoint(read_yaml(file))
 
 
-def _load_fit(file: Path, sets: list[str], out: Path, tell: Callable[..., None] = lambda *_: None) -> FitExperiment:
-    from genview.experiment import FitExperiment, for_folder, load
+def _load_fit(file: Path, sets: list[str], out: Path, tell: Callable[..., None] = lambda *_: None) -> Fitting:
+    from genview.experiment import FitExperiment, LoraExperiment, for_folder, load, read_yaml
 
     if not file.is_dir():
-        return load(FitExperiment, file, sets)
+        return load(LoraExperiment if "lora" in read_yaml(file) else FitExperiment, file, sets)
     experiment, chosen = for_folder(file, out, sets, tell)
     _say(
         "Chosen by the number of images, to be changed with --set: "

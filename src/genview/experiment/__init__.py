@@ -1,9 +1,10 @@
 """The whole experiment: load it, and do its stages."""
 
 from genview.experiment.cost import cost
-from genview.experiment.fit import Fit, FitExperiment, fit_generator
+from genview.experiment.fit import FitExperiment
 from genview.experiment.fit_choice import for_folder
-from genview.experiment.fit_cost import fit_cost
+from genview.experiment.fit_lora import LoraExperiment
+from genview.experiment.fit_verb import Fitting, fit_generator, planned
 from genview.experiment.load import load, parse, read_yaml, to_yaml
 from genview.experiment.making import analyse_images, generate_views, take_views
 from genview.experiment.run import run_all
@@ -12,17 +13,18 @@ from genview.experiment.stages import Stages
 
 __all__ = [
     "Experiment",
-    "Fit",
     "FitExperiment",
+    "Fitting",
+    "LoraExperiment",
     "Stages",
     "analyse_images",
     "cost",
-    "fit_cost",
     "fit_generator",
     "for_folder",
     "generate_views",
     "load",
     "parse",
+    "planned",
     "read_yaml",
     "run_all",
     "take_views",

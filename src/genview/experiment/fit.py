@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,9 @@ from genview.encoders.token_encoder import TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
 from genview.experiment.load import dump, to_yaml
 from genview.experiment.schema import essential
+from genview.generators.distil import DistilSettings
 from genview.generators.fit import FitSettings, TokenDiffusion
+from genview.generators.generator import LEVELS
 from genview.generators.start import start_from
 from genview.images import ImageSettings, ImageSource, Subset, batches
 from genview.images.source import silent
@@ -45,11 +46,13 @@ SMALL_ENCODER = TokenEncoderSettings(
 SMALL_MOCO = MoCoV2(queue=8192, momentum=0.99)
 SMALL_PAIRS = PairSettings(recipe="small", size=32)
 SMALL_TRAINING = TrainSettings(
-    length="230000 images", batch=128, optimizer=Sgd(rate=0.06, weight_decay=5e-4), warmup="28000 images", workers=1
+    length="640000 images", batch=128, optimizer=Sgd(rate=0.06, weight_decay=5e-4), warmup="28000 images", workers=1
 )
 FEWEST = 32
 """Fewer images than this are a mistake, not a collection to learn from."""
 HELD_AT_LEAST = 8
+SHARED = ("size", "zoom", "flip", "precision", "compile", "device", "devices", "workers", "held_out")
+"""What is said once, in `fit`, and holds for its student too."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class FitExperiment:
     `encoder_weights` says where the encoder's trunk comes from: 'train' trains it here, the name of pretrained
     weights of timm (resnet50.a1_in1k) or a .safetensors file takes what others trained; null is that of
     `fit.start_from` where there is one, else 'train'. `fit.device` and `fit.devices` hold for the encoder's training
-    too.
+    too. `distil` teaches a student, which takes few steps, what the generator has learnt; what `SHARED` names of
+    `fit` holds for it too.
     """
 
     images: Annotated[ImageSettings, Field(discriminator="kind")]
@@ -70,6 +74,7 @@ class FitExperiment:
     pairs: PairSettings = SMALL_PAIRS
     training: TrainSettings = SMALL_TRAINING
     fit: FitSettings = field(default_factory=FitSettings)
+    distil: DistilSettings | None = None
     seed: int = 0
 
     @property
@@ -91,6 +96,23 @@ class FitExperiment:
             raise UserError("In fit-generator say fit.device and fit.devices, for the encoder too: not training's.")
         return replace(given, backbone=self.encoder.trunk, device=self.fit.device, devices=self.fit.devices)
 
+    @property
+    def student_training(self) -> DistilSettings:
+        """The training of the student, with what it shares with the generator's.
+
+        Raises:
+            UserError: there is none, a number is out of range, or settings are given in the wrong place.
+        """
+        if self.distil is None:
+            raise UserError("This experiment has distil: null, so there is no student to teach.")
+        usual, shared = DistilSettings(), {name: getattr(self.fit, name) for name in SHARED}
+        for name, value in shared.items():
+            if getattr(self.distil, name) not in (getattr(usual, name), value):
+                raise UserError(f"Say fit.{name}, for the student too: not distil.{name}.")
+        settings = replace(self.distil, **shared)
+        settings.check(LEVELS)
+        return settings
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -110,6 +132,8 @@ class Fit:
             UserError: `out` belongs to another experiment, or settings do not fit together.
         """
         experiment.encoder_training  # noqa: B018 - raises
+        if experiment.distil is not None:
+            experiment.student_training  # noqa: B018 - raises
         settings = essential(dump(experiment))
         claim(out, {name: settings[name] for name in ("images", "encoder", "encoder_weights", "fit", "seed")})
         if experiment.trains_encoder:
@@ -188,10 +212,14 @@ class Fit:
 
     def held_out(self) -> Tensor:
         """The centre squares of the images held out, B×3×S×S in [0, 1]; those that cannot be read are set aside."""
-        size, held = self.experiment.fit.size, self.parts[1]
-        unreadable = self.run.quarantine if rank() == 0 else lambda *_: None
-        found = [batch.images for batch in batches(held, size=size, batch=64, unreadable=unreadable)]
-        return torch.cat(found) if found else torch.empty(0, 3, size, size)
+        return held_squares(self.parts[1], self.experiment.fit.size, self.run)
+
+
+def held_squares(held: ImageSource, size: int, run: RunFolder) -> Tensor:
+    """Return the centre squares of images, B×3×size×size in [0, 1]; those that cannot be read are set aside."""
+    unreadable = run.quarantine if rank() == 0 else lambda *_: None
+    found = [batch.images for batch in batches(held, size=size, batch=64, unreadable=unreadable)]
+    return torch.cat(found) if found else torch.empty(0, 3, size, size)
 
 
 def parted(source: ImageSource, most: int, seed: int) -> tuple[ImageSource, ImageSource]:
@@ -214,20 +242,3 @@ def parted(source: ImageSource, most: int, seed: int) -> tuple[ImageSource, Imag
     chance = torch.Generator().manual_seed(seed_of(seed, "", 0, "held out"))
     order = torch.randperm(count, generator=chance)
     return tuple(Subset(source, part.sort().values.numpy()) for part in (order[held:], order[:held]))  # type: ignore[return-value]
-
-
-def fit_generator(
-    experiment: FitExperiment, out: Path, tell: Tell, estimate: Callable[[Fit], object] = lambda _: None
-) -> Path:
-    """Train encoder and generator into `out`, continuing what is there; return the generator's folder.
-
-    `estimate` is called before a training begins, not when one is continued.
-
-    Raises:
-        UserError: the settings do not fit together, or `out` belongs to another experiment.
-    """
-    work = Fit.open(experiment, out, tell)
-    if not work.begun:
-        estimate(work)
-    work.train()
-    return out

@@ -14,9 +14,9 @@ from genview.methods import MoCoV2
 
 ENOUGH = 5_000
 """With fewer images, an encoder learns less from them than the one inside the package knows already."""
-PASSES, LEAST, MOST = 5, 60_000, 1_500_000
+PASSES, LEAST, MOST = 10, 60_000, 3_000_000
 """Windows of each image that the generator sees, and their number at least and at most."""
-ENCODER_PASSES = 8
+ENCODER_PASSES = 22
 
 
 def for_folder(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from genview.distributed import world_size
 from genview.experiment.cost import in_bytes, training_cost
 from genview.experiment.fit import Fit
+from genview.experiment.fit_student import student_task
+from genview.generators.lesson import Lesson
+from genview.images import ImageSource
 from genview.report.words import span
-from genview.training.task import check
+from genview.training.task import Task, check
 from genview.training.trial import trial
 
 TRIAL_STEPS = 2
@@ -25,27 +29,43 @@ def fit_cost(work: Fit) -> Iterator[str]:
         UserError: the images or the weights cannot be had; better now than after hours.
     """
     experiment, settings = work.experiment, work.experiment.fit
-    source, held = work.parts
-    yield f"images: {len(source):,} to train on, {len(held)} held out to look at"
+    yield images_line(work.parts)
     lesson = work.lesson()
     task = work.task(lesson, torch.empty(0))
     check(task, 1)
     if experiment.trains_encoder:
-        cost = training_cost(experiment.method, experiment.encoder_training, experiment.pairs, len(source))
+        cost = training_cost(experiment.method, experiment.encoder_training, experiment.pairs, len(task.source))
         yield cost.replace("pretrain:", "encoder:")
     else:
         work.take_weights(lesson)
         yield f"encoder: taken from {experiment.encoder_weights or settings.start_from}, not trained"
+    yield steps_line("generator", task)
+    if experiment.distil is not None:
+        yield steps_line("student", student_task(work, lesson, torch.empty(0), work.run.root))
+    yield memory_line(lesson, lesson.state_dict())
+
+
+def images_line(parts: tuple[ImageSource, ImageSource]) -> str:
+    """Say how many images there are."""
+    return f"images: {len(parts[0]):,} to train on, {len(parts[1])} held out to look at"
+
+
+def steps_line(what: str, task: Task) -> str:
+    """Say how long a training will take. Its lesson is spoilt by this."""
+    settings = task.settings
     seconds = trial(task, TRIAL_STEPS)
-    rate = settings.batch / seconds
-    yield (
-        f"generator: {span(seconds * settings.steps)} for {settings.steps:,} steps of {settings.batch} windows "
-        f"({rate:,.0f} a second; devices: {world_size()}), without loading and looking"
+    return (
+        f"{what}: {span(seconds * settings.steps)} for {settings.steps:,} steps of {settings.batch} windows "
+        f"({settings.batch / seconds:,.0f} a second; devices: {world_size()}), without loading and looking"
     )
-    result = sum(p.numel() for p in lesson.parameters()) * 2
+
+
+def memory_line(lesson: Lesson, kept: Mapping[str, Tensor]) -> str:
+    """Say what a lesson needs of memory, and of the disk for its result and for its checkpoint."""
+    result = sum(value.numel() for value in kept.values()) * 2
     trained = sum(p.numel() for p in lesson.parameters() if p.requires_grad)
     state = 2 * result + 3 * 4 * trained
-    yield f"memory: {_memory()}; disk: {in_bytes(result)} for the generator, {in_bytes(state)} to continue from"
+    return f"memory: {_memory()}; disk: {in_bytes(result)} for the result, {in_bytes(state)} to continue from"
 
 
 def _memory() -> str:

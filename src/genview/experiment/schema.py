@@ -19,10 +19,13 @@ from genview.pairs import ExternalViews, PairSettings
 from genview.quality import QualitySettings, with_kind
 from genview.training import TrainSettings
 
+FITTING = ("workers", "device", "devices", "log", "save_every", "measure_every", "sample_every")
 INDIFFERENT = {
     "foreground": ("workers", "batch"),
     "training": ("workers", "device", "devices", "hold", "log", "save_every", "measure_every", "probe_every"),
-    "fit": ("workers", "device", "devices", "log", "save_every", "measure_every", "sample_every"),
+    "fit": FITTING,
+    "distil": FITTING,
+    "lora": FITTING,
 }
 """Settings that may change between the starts of one run, as no result depends on them."""
 
@@ -74,6 +77,8 @@ class Experiment:
 def essential(resolved: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved experiment on which results depend."""
     return {
-        name: {k: v for k, v in value.items() if k not in INDIFFERENT[name]} if name in INDIFFERENT else value
+        name: {k: v for k, v in value.items() if k not in INDIFFERENT.get(name, ())}
+        if isinstance(value, dict)
+        else value
         for name, value in resolved.items()
     }

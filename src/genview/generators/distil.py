@@ -18,20 +18,26 @@ from torch import Tensor, nn
 
 from genview.encoders.token_encoder import TokenEncoder
 from genview.errors import UserError
-from genview.generators.fit import TokenDiffusion
+from genview.generators.embedded import EmbeddedSettings
+from genview.generators.fit import TokenDiffusion, write_layout
+from genview.generators.generator import Generator
+from genview.generators.lesson import Lesson, LessonSettings, below, normal_like
 from genview.generators.student import Student, TimeGrid
-from genview.generators.token_diffusion import NOTHING_KNOWN, NoisedCode, Sampling, save_layout
+from genview.generators.token_diffusion import NOTHING_KNOWN, NoisedCode, Sampling
 
 
 @dataclass(frozen=True)
-class DistilSettings:
-    """Steps of the student, steps of the teacher for each of these, and a guidance that is built in.
+class DistilSettings(LessonSettings):
+    """How a student is trained: see `LessonSettings`; its steps, and those of the teacher for each of them.
 
     With a `guidance` other than 1 the teacher runs twice a step and the student learns the guided solution, so that
     views cost half; they are then sampled with guidance 1.
     """
 
-    steps: int = 4
+    samples: int = 50_000
+    rate: float = 3e-4
+    warmup: int = 100
+    student_steps: int = 4
     teacher_steps: int = 8
     guidance: float = 1.0
 
@@ -41,16 +47,17 @@ class DistilSettings:
         Raises:
             UserError: one is out of range.
         """
-        if not 1 <= self.steps <= 8:
-            raise UserError(f"distil.steps is {self.steps}; a student takes 1 to 8 steps.")
-        if not 1 <= self.teacher_steps <= times // self.steps:
+        if not 1 <= self.student_steps <= 8:
+            raise UserError(f"distil.student_steps is {self.student_steps}; a student takes 1 to 8 steps.")
+        most = times // self.student_steps
+        if not 1 <= self.teacher_steps <= most:
             raise UserError(
-                f"distil.teacher_steps is {self.teacher_steps}; write 1 to {times // self.steps}: the {times} times "
-                f"of the network, divided by distil.steps {self.steps}."
+                f"distil.teacher_steps is {self.teacher_steps}; write 1 to {most}: the {times} times of the network, "
+                f"divided by distil.student_steps {self.student_steps}."
             )
 
 
-class Distillation(nn.Module):
+class Distillation(Lesson):
     """Teacher, which stays as it is, and student, which starts as its copy; forward is the student's loss.
 
     Args:
@@ -68,8 +75,8 @@ class Distillation(nn.Module):
         self.settings = settings
         self.teacher = teacher.requires_grad_(False)
         unet = copy.deepcopy(teacher.denoiser.unet).requires_grad_(True)
-        self.denoiser = Student(teacher.encoder, unet, settings.steps)
-        self.grid = TimeGrid(kept, settings.steps * settings.teacher_steps)
+        self.denoiser = Student(teacher.encoder, unet, settings.student_steps)
+        self.grid = TimeGrid(kept, settings.student_steps * settings.teacher_steps)
         self.train()
 
     @property
@@ -90,8 +97,8 @@ class Distillation(nn.Module):
         The images give codes alone. Their noised pixels are not what the student meets when it samples.
         """
         code, level = self.teacher.noised_code(images)
-        step = torch.randint(0, self.settings.steps, (len(images),), device=images.device)
-        noise = torch.randn_like(images)
+        step = below(self.settings.student_steps, len(images), images.device)
+        noise = normal_like(images)
         x, at = self.reached(noise, step, code, level), step * self.settings.teacher_steps
         t = self.grid.times[at]
         found = self.denoiser(x, t, code, level)
@@ -101,6 +108,19 @@ class Distillation(nn.Module):
         weight = spread.square().reciprocal().clamp(max=self.teacher.settings.snr)
         losses: Tensor = (error.square() * weight).mean(dim=(1, 2, 3))
         return losses
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """Both UNets."""
+        return [self.denoiser.unet, self.teacher.denoiser.unet]
+
+    def save(self, folder: Path) -> None:
+        """Write the student in its teacher's layout, which says how it is sampled."""
+        made_for = Sampling(self.settings.student_steps, distilled=True, guidance=self.settings.guidance)
+        write_layout(folder, self.encoder, self.denoiser.unet, made_for)
+
+    def generator(self, folder: Path, device: torch.device) -> Generator:
+        """Load it as `kind: embedded` does."""
+        return EmbeddedSettings(weights=str(folder.absolute()), size=self.settings.size).load(device)
 
     @torch.no_grad()
     def reached(self, noise: Tensor, step: Tensor, code: NoisedCode, level: Tensor) -> Tensor:
@@ -140,9 +160,3 @@ class Distillation(nn.Module):
         unconditional = self.teacher.denoiser(x, t, unknown, nothing).clamp(-1, 1)
         guided: Tensor = unconditional + self.settings.guidance * (found - unconditional)
         return guided
-
-
-def save_student(folder: Path, model: Distillation) -> None:
-    """Write the student in its teacher's layout, which says how it is sampled."""
-    made_for = Sampling(model.settings.steps, distilled=True, guidance=model.settings.guidance)
-    save_layout(folder, model.encoder, copy.deepcopy(model.denoiser.unet), made_for)  # writing halves the network

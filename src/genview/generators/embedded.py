@@ -61,11 +61,11 @@ class Embedded:
     def __init__(self, folder: Path, settings: EmbeddedSettings) -> None:
         self.name = f"embedded/{folder.name}"
         self.size = settings.size
-        self.settings = settings
         self.encoder: FrozenTokenEncoder
         self.encoder, self._denoiser, self._pixels, self._noising = load_layout(folder, settings.size)
         sampling = read_sampling(folder)
         self._steps, self._order = settings.steps or sampling.steps, 2
+        self.settings = replace(settings, steps=self._steps)
         if sampling.distilled:
             self._denoiser, self._order = Student(self.encoder.model, self._denoiser.unet, sampling.steps), 1
             if self._steps != sampling.steps:

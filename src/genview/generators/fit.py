@@ -13,18 +13,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genview.distributed import own_rows
 from genview.encoders.token_encoder import Code, TokenEncoder
 from genview.errors import writing
 from genview.generators.code import fit_code
 from genview.generators.embedded import EmbeddedSettings
 from genview.generators.generator import Generator
-from genview.generators.lesson import Lesson, LessonSettings
+from genview.generators.lesson import Lesson, LessonSettings, below, normal_like, uniform
 from genview.generators.token_diffusion import (
     NOTHING_KNOWN,
     Denoiser,
     NetworkSettings,
     NoisedCode,
+    Sampling,
     create_unet,
     noised,
     save_layout,
@@ -80,8 +80,8 @@ class TokenDiffusion(Lesson):
         code, level = self.noised_code(images)
         clean = images * 2 - 1
         last, device = len(self.pixels.alphas_cumprod), clean.device
-        t = own_rows(lambda rows: torch.randint(0, last, (rows,), device=device), len(clean))
-        x = self.pixels.add_noise(clean, _normal_like(clean), t)
+        t = below(last, len(clean), device)
+        x = self.pixels.add_noise(clean, normal_like(clean), t)
         guess, spread = self.denoiser.guess(x, t, code)
         error = self.denoiser.correction(x, guess, t, code, level) - (clean - guess) / spread
         weight = (self.settings.snr * spread**2).clamp(max=1)
@@ -95,11 +95,12 @@ class TokenDiffusion(Lesson):
         """
         _, code = self.encoder(images)
         settings, count, device = self.settings, len(images), images.device
-        level = own_rows(lambda rows: torch.randint(0, settings.highest_level + 1, (rows,), device=device), count)
-        clean, dropped = _chance(count, device) < settings.clean, _chance(count, device) < settings.dropout
+        level = below(settings.highest_level + 1, count, device)
+        clean, dropped = uniform(count, device) < settings.clean, uniform(count, device) < settings.dropout
         level = torch.where(clean, 0, level)
-        detail_level = torch.where(_blobs(code.detail), *(self._above(level, clean) for _ in range(2)))
-        noise = Code(*(_normal_like(part) for part in code))
+        here, elsewhere = (self._above(level, clean) for _ in range(2))
+        detail_level = torch.where(_blobs(code.detail), here, elsewhere)
+        noise = Code(*(normal_like(part) for part in code))
         made = noised(code, level, detail_level, noise, self.noising.alphas_cumprod.to(device))
         nothing = dropped.view(-1, 1, 1, 1)
         known = NoisedCode(*(torch.where(nothing, 0.0, part) for part in made))
@@ -107,7 +108,7 @@ class TokenDiffusion(Lesson):
 
     def _above(self, level: Tensor, clean: Tensor) -> Tensor:
         """Levels of the detail, B×1×1×1: from those of the gist up to the highest of all, the lower the likelier."""
-        above = (len(self.noising.alphas_cumprod) - 1 - level) * _chance(len(level), level.device) ** 2
+        above = (len(self.noising.alphas_cumprod) - 1 - level) * uniform(len(level), level.device) ** 2
         return torch.where(clean, 0, level + above.round().long()).view(-1, 1, 1, 1)
 
     def prepare(self, windows: Iterable[Tensor]) -> None:
@@ -121,30 +122,29 @@ class TokenDiffusion(Lesson):
 
     def save(self, folder: Path) -> None:
         """Write encoder, UNet and schedulers in the layout of a diffusers pipeline."""
-        with writing(folder):
-            try:
-                save_layout(folder, self.encoder, copy.deepcopy(self.denoiser.unet))  # it halves what it is given
-            except SafetensorError as error:  # its words for what the operating system said
-                full = "No space left" in str(error)
-                raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+        write_layout(folder, self.encoder, self.denoiser.unet, Sampling())
 
     def generator(self, folder: Path, device: torch.device) -> Generator:
         """Load it as `kind: embedded` does."""
         return EmbeddedSettings(weights=str(folder.absolute()), size=self.settings.size).load(device)
 
 
-def _normal_like(x: Tensor) -> Tensor:
-    """Standard normal noise of the shape of x."""
-    return own_rows(lambda rows: torch.randn(rows, *x.shape[1:], dtype=x.dtype, device=x.device), len(x))
+def write_layout(folder: Path, encoder: TokenEncoder, unet: nn.Module, sampling: Sampling) -> None:
+    """Write encoder, UNet and schedulers in the layout of a diffusers pipeline; the UNet stays as it is.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with writing(folder):
+        try:
+            save_layout(folder, encoder, copy.deepcopy(unet), sampling)  # it halves what it is given
+        except SafetensorError as error:  # its words for what the operating system said
+            full = "No space left" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
 
 def _blobs(grid: Tensor) -> Tensor:
     """Masks B×1×h×w: smooth shapes in half of the images, true everywhere in the others."""
-    coarse = _normal_like(grid.new_zeros(len(grid), 1, 3, 3))
+    coarse = normal_like(grid.new_zeros(len(grid), 1, 3, 3))
     smooth = F.interpolate(coarse, grid.shape[2:], mode="bicubic")
-    return (smooth > 0) | (_chance(len(grid), grid.device) < 0.5).view(-1, 1, 1, 1)
-
-
-def _chance(count: int, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1)."""
-    return own_rows(lambda rows: torch.rand(rows, device=device), count)
+    return (smooth > 0) | (uniform(len(grid), grid.device) < 0.5).view(-1, 1, 1, 1)

@@ -111,7 +111,7 @@ class LatentDiffusion:
         self.settings, self._decode = settings, decode
         self.unet = Unet(net, reuse=settings.reuse, compiled=settings.compile)
         self.scheduler = scheduler
-        self._decoder = decoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.decoder = decoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.stride = 2 ** (len(decoder.config.block_out_channels) - 1)
         side = (settings.size or net.config.sample_size * self.stride) // self.stride
         self.latent_shape = (int(net.config.in_channels), side, side)
@@ -129,14 +129,14 @@ class LatentDiffusion:
     def to(self, device: torch.device | str) -> Self:
         """Move to a device."""
         self.unet.net.to(device)
-        self._decoder.to(device)
+        self.decoder.to(device)
         return self
 
     def exact(self) -> LatentDiffusion:
         """Return a copy that computes in float32; itself where it does."""
         if self.unet.net.dtype == torch.float32:
             return self
-        net, decoder = (copy.deepcopy(part).float() for part in (self.unet.net, self._decoder))
+        net, decoder = (copy.deepcopy(part).float() for part in (self.unet.net, self.decoder))
         return LatentDiffusion(net, decoder, self.scheduler, self.settings, self._decode)
 
     def images(
@@ -197,8 +197,8 @@ class LatentDiffusion:
         return self._rows - count
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        parts = latents.to(self._decoder.dtype).split(DECODED_AT_ONCE)
-        return torch.cat([self._decode(self._decoder, part).float() for part in parts])
+        parts = latents.to(self.decoder.dtype).split(DECODED_AT_ONCE)
+        return torch.cat([self._decode(self.decoder, part).float() for part in parts])
 
 
 def _padded(x: Any, spare: int) -> Any:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from genview.distributed import own_rows
 from genview.generators.generator import Generator
 
 
@@ -34,10 +35,10 @@ class LessonSettings:
     zoom: float = 2.0
     flip: float = 0.5
     code_from: int = 4096
-    samples: int = 150_000
+    samples: int = 300_000
     batch: int = 64
-    rate: float = 5e-4
-    warmup: int = 500
+    rate: float = 7e-4
+    warmup: int = 200
     average: float = 0.9995
     clip: float = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -91,3 +92,18 @@ class Lesson(nn.Module, ABC):
     def generator(self, folder: Path, device: torch.device) -> Generator | None:  # noqa: ARG002 - for others
         """Load what `save` wrote as a user would, to draw samples; None where this takes too much."""
         return None
+
+
+def normal_like(x: Tensor) -> Tensor:
+    """Draw standard normal noise of the shape of x; see `own_rows`."""
+    return own_rows(lambda rows: torch.randn(rows, *x.shape[1:], dtype=x.dtype, device=x.device), len(x))
+
+
+def uniform(count: int, device: torch.device) -> Tensor:
+    """Draw `count` numbers in [0, 1); see `own_rows`."""
+    return own_rows(lambda rows: torch.rand(rows, device=device), count)
+
+
+def below(last: int, count: int, device: torch.device) -> Tensor:
+    """Draw `count` integers from 0 to last - 1; see `own_rows`."""
+    return own_rows(lambda rows: torch.randint(0, last, (rows,), device=device), count)

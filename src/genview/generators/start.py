@@ -8,7 +8,7 @@ from typing import Any
 from genview.encoders.token_encoder import weights_folder
 from genview.errors import UserError
 from genview.generators.fit import TokenDiffusion
-from genview.generators.token_diffusion import Denoiser, load_layout
+from genview.generators.token_diffusion import Denoiser, load_layout, read_sampling
 from genview.store.parts import differences
 
 
@@ -24,9 +24,14 @@ def start_from(lesson: TokenDiffusion, name: str, *, encoder: bool = True) -> No
         encoder: take the encoder and its code too; without, the network alone, and the code is fitted as usual.
 
     Raises:
-        UserError: there is no such generator, or it has another architecture.
+        UserError: there is no such generator, it has another architecture, or it is a student.
     """
-    _, found, _, _ = load_layout(weights_folder(name), lesson.settings.size)
+    folder = weights_folder(name)
+    _, found, _, _ = load_layout(folder, lesson.settings.size)
+    if read_sampling(folder).distilled:
+        raise UserError(
+            f"'{name}' (fit.start_from) was distilled to few steps: start from what it was distilled from."
+        )
     said = list(differences(_architecture(found), _architecture(lesson.denoiser)))
     if said:
         raise UserError(

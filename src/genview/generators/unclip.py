@@ -75,6 +75,15 @@ class UnclipSettings(LatentSettings):
         """Find and read the weights, and encode the prompt.
 
         Raises:
+            UserError: see `read`.
+        """
+        name, parts = self.read(device)
+        return Unclip(name, parts, self).to(device)
+
+    def read(self, device: torch.device | str) -> tuple[str, UnclipParts]:
+        """Find and read the weights in the precision for a device, without moving them there; and their name.
+
+        Raises:
             UserError: a number is out of range, transformers is not installed, or the weights cannot be had or are
                 not those of a Stable unCLIP.
         """
@@ -86,7 +95,7 @@ class UnclipSettings(LatentSettings):
         folder, name = find_weights(self.weights, self.revision, SOURCES, PARTS, "Stable unCLIP")
         check_layout(folder, "StableUnCLIPImg2ImgPipeline", PARTS)
         lora = read_lora(self.lora, self.lora_scale)
-        return Unclip(f"unclip/{named(name, lora)}", read_parts(folder, self, lora, device), self).to(device)
+        return f"unclip/{named(name, lora)}", read_parts(folder, self, lora, device)
 
 
 @dataclass

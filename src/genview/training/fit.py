@@ -200,16 +200,16 @@ class Fitting:
             return
         folder = self.task.run.root / ".preview"
         lesson = self.task.lesson
-        try:
-            with self.state.average.worn():
-                fresh(folder)
-                lesson.save(folder)
-            generator = lesson.generator(folder, self.fabric.device)
-        finally:
-            remove(folder)
-        if generator is None:
-            return
-        views = draw(generator, images.to(self.fabric.device), self.task.seed)
+        with self.state.average.worn():  # also while drawing: a lesson may draw with its own network
+            fresh(folder)
+            lesson.save(folder)
+            try:
+                generator = lesson.generator(folder, self.fabric.device)
+            finally:
+                remove(folder)
+            if generator is None:
+                return
+            views = draw(generator, images.to(self.fabric.device), self.task.seed)
         found = scores(images.to(self.fabric.device), views, generator.encoder)
         keep(self.task.run.samples, self.state.step, images, views)
         self.record.measures({f"online/{name}": value for name, value in found}, self.state.step)
