@@ -65,7 +65,7 @@ def choices(count: int, plain: FitExperiment) -> dict[str, Any]:
     images = max(LEAST, min(ENCODER_PASSES * count, MOST))
     training = {
         "length": f"{images} images",
-        "warmup": f"{images // 8} images",
+        "warmup": f"{images // ENCODER_PASSES} images",
         "batch": min(usual.training.batch, power_of_two(count)),
     }
     if plain.method != usual.method:
