@@ -177,6 +177,7 @@ def test_help_names_every_verb_and_imports_no_torch() -> None:
         "pretrain",
         "evaluate",
         "report",
+        "study",
         "check",
         "watch",
     )
