@@ -361,3 +361,13 @@ def test_a_link_is_made_once_and_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_finished_runs_say_on_what(finished: Path) -> None:
     for run in runs_in(finished).values():
         assert json.loads((run.root / "finished.json").read_text())["device"] in ("cpu", "cuda:0")
+
+
+def test_the_study_of_the_documentation_is_one(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "study.md").read_text()
+    shutil.copy(root / "experiments" / "quickstart.yaml", tmp_path)
+    (tmp_path / "study.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    found = load_study(tmp_path / "study.yaml")
+    assert f"It has {len(found.runs)} runs" in text
+    assert {run.variants[1] for run in found.runs} == {"baseline", "random level", "adaptive + quality"}
