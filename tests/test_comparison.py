@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import re
 import statistics
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from genview.report import Design, Entry, Row, write_figure, write_tables
+from genview.report import Design, Entry, Row, write_study, write_tables
 from genview.report.comparison import compared, difference, scores
 from genview.report.forest import forest
+from genview.report.study_page import study_page
 from genview.report.tables import cells, latex, markdown
 from genview.store import RunFolder
 
@@ -158,7 +161,7 @@ def test_files_are_written_from_run_folders(tmp_path: Path) -> None:
         for value in VALUES[entry.variants[0]][entry.seed : entry.seed + 1]:
             entry.run.measure("linear/top1", value, 7)
             entry.run.backbone.write_bytes(b"")
-    write_figure(plan, write_tables(plan, tmp_path), tmp_path)
+    write_study(plan, tmp_path)
     results = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
     assert len(results) == 7
     assert results[3] == {"views": "more", "seed": "0", "measure": "linear/top1", "value": "0.31"}
@@ -167,12 +170,37 @@ def test_files_are_written_from_run_folders(tmp_path: Path) -> None:
     assert float(table[1]["low"]) == pytest.approx(-0.00484138)
     assert (table[2]["pairs"], table[2]["low"], table[0]["difference"]) == ("1", "", "")
     assert (tmp_path / "table.tex").read_text() == latex(plan, rows())
+    assert (tmp_path / "report.html").is_file()
     assert np.asarray(Image.open(tmp_path / "figure.png").convert("L")).std() > 10
 
 
 def test_a_table_of_nothing_says_so_and_has_no_figure(tmp_path: Path) -> None:
     plan = design(tmp_path / "runs")
-    assert write_tables(plan, tmp_path) == []
-    write_figure(plan, [], tmp_path)
+    assert write_tables(plan, tmp_path) == write_study(plan, tmp_path) == []
     assert not (tmp_path / "figure.png").exists()
     assert forest(plan, rows()[:1]) is None, "the reference alone has nothing to be compared with"
+
+
+def test_the_page_tells_the_state_of_each_run_and_takes_names_for_words(tmp_path: Path) -> None:
+    plan = Design(
+        ("views",), tuple(Entry(("<b>",), seed, RunFolder(tmp_path / f"{seed}")) for seed in range(4)), 0, "<b>"
+    )
+    finished, failed, begun, _ = (entry.run for entry in plan.entries)
+    for path in (finished.finished, finished.page, begun.checkpoints / "last.pt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    failed.root.mkdir()
+    failed.failure.write_text("Traceback\nValueError: <i>")
+    page = study_page(plan, [], None, tmp_path)
+    states = re.findall(r'<th scope="row">&lt;b&gt;</th><td>\d</td><td>(.*?)</td>', page)
+    assert states == ['<a href="0/report.html">finished</a>', "failed: ValueError: &lt;i&gt;", "begun", "not begun"]
+    assert "1 of 4 runs are finished" in page
+    assert "<b>" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_page_has_the_numbers_of_the_table_and_the_figure() -> None:
+    page = study_page(design(), rows(), b"picture", Path())
+    assert f"data:image/png;base64,{base64.b64encode(b'picture').decode()}" in page
+    assert "<td>33.0 ± 1.7</td><td>+2.0</td><td>[−0.5, +4.5]</td>" in page
+    assert re.findall(r"<h2[^>]*>([^<]*)", page) == ["Differences", "linear/top1", "Runs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -143,6 +144,9 @@ def test_the_table_is_that_of_the_measures(finished: Path) -> None:
         if "knn/top1@k=5,adaptive" in line
     )
     assert float(row[7]) == pytest.approx(sum(gaps) / 2)
+    links = re.findall('href="(runs/[^"]*)"', (finished / "report.html").read_text())
+    assert len(links) == 4
+    assert all((finished / link).is_file() for link in links)
     for name in ("results.csv", "table.md", "table.tex", "figure.png", "study.yaml"):
         assert (finished / name).stat().st_size > 100
 

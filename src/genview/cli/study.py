@@ -24,7 +24,7 @@ def do_study(file: Path, out: Path, sets: list[str], launcher: Launcher | None) 
         UserError: see `run_study`; the table is shown all the same.
     """
     from genview.experiment import load_study, run_study
-    from genview.report import write_figure, write_tables
+    from genview.report import write_study
 
     if TOGETHER:
         raise UserError(
@@ -33,17 +33,14 @@ def do_study(file: Path, out: Path, sets: list[str], launcher: Launcher | None) 
         )
     grid = load_study(file, sets)
     if launcher is None:
-        design = grid.design(out)
-        rows = write_tables(design, out)
-        write_figure(design, rows, out)
-        _show(grid, rows, out)
+        _show(grid, write_study(grid.design(out), out), out)
         return
     try:
         with Bars() as bars:
             run_study(grid, out, launcher, bars.tell)
     finally:
         if not FOLLOWS and (out / "table.csv").exists():
-            _show(grid, write_tables(grid.design(out), out), out)
+            _show(grid, write_study(grid.design(out), out), out)
 
 
 def check_study(file: Path, sets: list[str]) -> None:
@@ -73,4 +70,4 @@ def _show(grid: Grid, rows: list[Row], out: Path) -> None:
             for row in group:
                 table.add_row(*map(escape, row.variants), *map(escape, cells(row)))
             console.print(table)
-    console.print(f"Table: {out / 'table.md'}", soft_wrap=True, markup=False)
+    console.print(f"Table: {out / 'table.md'}\nPage: {out / 'report.html'}", soft_wrap=True, markup=False)

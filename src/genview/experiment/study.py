@@ -16,7 +16,7 @@ from genview.experiment.sharing import Shared, making_of
 from genview.experiment.stages import Stages
 from genview.images.source import silent
 from genview.launch import Here, Indexed, Launcher, launch
-from genview.report import Design, write_figure, write_tables
+from genview.report import Design, write_study, write_tables
 from genview.store import RunFolder, write_bytes, write_json
 from genview.training import plan_of
 from genview.training.pretrain import Tell
@@ -58,7 +58,7 @@ class Runs:
 
     def finished(self, number: int) -> bool:
         """Whether a run has come to its end."""
-        return self._sign(number).exists()
+        return self.run_folder(number).finished.exists()
 
     def making(self, number: int) -> Experiment | None:
         """Return what makes the views of a run, None where it has none."""
@@ -66,36 +66,35 @@ class Runs:
 
     def do(self, device: str, number: int) -> None:
         """Do a run on a device, continuing where it stopped, and bring the table up to date."""
-        failure = self._failure(number)
         try:
             self._complete(self.grid.runs[number], self.making(number), device)
         except UserError as error:
-            write_bytes(failure, str(error).encode(errors="backslashreplace"))
+            self.failed(number, str(error))
             return
         except Exception:
-            write_bytes(failure, traceback.format_exc().encode(errors="backslashreplace"))
+            self.failed(number, traceback.format_exc())
             raise
-        failure.unlink(missing_ok=True)
-        write_json(self._sign(number), {"device": device})
+        self.run_folder(number).failure.unlink(missing_ok=True)
+        write_json(self.run_folder(number).finished, {"device": device})
         write_tables(self.design, self.out)
 
     def failures(self) -> list[tuple[str, str]]:
         """Return name and reason of the runs that failed; of a traceback, its last line."""
-        places = [(n, self._failure(n)) for n in range(len(self.grid.runs)) if not self.finished(n)]
+        places = [(n, self.run_folder(n).failure) for n in range(len(self.grid.runs)) if not self.finished(n)]
         return [(self.grid.runs[n].name, _reason(place.read_text())) for n, place in places if place.exists()]
 
     def failed(self, number: int, reason: str) -> None:
         """Record why a run cannot be done."""
-        write_bytes(self._failure(number), reason.encode(errors="backslashreplace"))
+        write_bytes(self.run_folder(number).failure, reason.encode(errors="backslashreplace"))
 
     def _complete(self, run: GridRun, making: Experiment | None, device: str) -> None:
         stages = self.opened(run)
         if making is not None:
             self.shared.lend(making, stages.run)
         wanted = run.experiment.training.device
-        training = replace(run.experiment.training, device=device if wanted == "auto" else wanted, devices=1)
-        experiment = replace(run.experiment, training=training)
-        stages = replace(stages, experiment=experiment, wanted_device=training.device)
+        own = device if wanted == "auto" or device.startswith(wanted) else wanted
+        training = replace(run.experiment.training, device=own, devices=1)
+        stages = replace(stages, experiment=replace(run.experiment, training=training), wanted_device=own)
         plan_of(training, len(stages.sources[0]))
         tell = _naming(run.name, self.tell)
         stages.pretrain(tell)
@@ -112,11 +111,9 @@ class Runs:
         self.shared.lend_index(folder)
         return Stages.open(run.experiment, folder.root, self.tell)
 
-    def _sign(self, number: int) -> Path:
-        return self.out / self.grid.runs[number].folder / "finished.json"
-
-    def _failure(self, number: int) -> Path:
-        return self.out / self.grid.runs[number].folder / "failure.txt"
+    def run_folder(self, number: int) -> RunFolder:
+        """Where a run lies."""
+        return RunFolder(self.out / self.grid.runs[number].folder)
 
 
 def run_study(grid: Grid, out: Path, launcher: Launcher, tell: Tell) -> None:
@@ -144,7 +141,7 @@ def run_study(grid: Grid, out: Path, launcher: Launcher, tell: Tell) -> None:
         launch(launcher, runs, ready, lambda done, _, note: tell("runs", earlier + done, total, note))
     except UserError as error:
         stopped = str(error)
-    write_figure(runs.design, write_tables(runs.design, out), out)
+    write_study(runs.design, out)
     _conclude(runs, stopped)
 
 

@@ -3,7 +3,7 @@
 from genview.report.collect import Result, results
 from genview.report.comparison import Design, Entry, Row
 from genview.report.page import write_page
-from genview.report.study import write_figure, write_tables
+from genview.report.study import write_study, write_tables
 from genview.report.watch import Curve, watched
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "Row",
     "results",
     "watched",
-    "write_figure",
     "write_page",
+    "write_study",
     "write_tables",
 ]

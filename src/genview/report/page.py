@@ -32,7 +32,7 @@ def write_page(run: RunFolder, source: ImageSource | None = None) -> Path:
         title=html.escape(f"{_name(run)} · genview"),
         style=STYLE,
         header=_header(material, sections),
-        sections="\n".join(_drawn(section) for section in sections),
+        sections="\n".join(section.drawn() for section in sections),
     )
     write_bytes(run.page, page.encode("utf-8", "replace"))
     return run.page
@@ -67,11 +67,3 @@ def _facts(material: Material) -> list[tuple[str, str]]:
         ("of the time spent waiting for data", f"{np.mean(waiting):.0%}" if waiting else "–"),
         ("images set aside", f"{len(material.quarantined):,}"),
     ]
-
-
-def _drawn(section: Section) -> str:
-    return (
-        f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-title">'
-        f'<h2 id="{section.anchor}-title">{section.title}</h2>'
-        f'<p class="reading">{section.reading}</p>{section.body}</section>'
-    )

@@ -1,12 +1,12 @@
-"""What a study leaves beside its runs: its results and table as files, and a figure."""
+"""What a study leaves beside its runs: its results and table as files, a figure and a page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from genview.report.comparison import Design, Row, compared, scores
 from genview.report.forest import forest
+from genview.report.study_page import study_page
 from genview.report.tables import latex, markdown, results_csv, table_csv
 from genview.store import write_bytes
 
@@ -29,11 +29,14 @@ def write_tables(design: Design, out: Path) -> list[Row]:
     return rows
 
 
-def write_figure(design: Design, rows: Sequence[Row], out: Path) -> None:
-    """Write figure.png to `out`, where there is a difference to draw.
+def write_study(design: Design, out: Path) -> list[Row]:
+    """Write the tables, report.html and, where there is a difference to draw, figure.png to `out`; return the rows.
 
     Raises:
         UserError: the disk is full or the folder may not be written.
     """
+    rows = write_tables(design, out)
     if (drawing := forest(design, rows)) is not None:
         write_bytes(out / "figure.png", drawing)
+    write_bytes(out / "report.html", study_page(design, rows, drawing, out).encode("utf-8", "replace"))
+    return rows
