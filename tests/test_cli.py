@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from conftest import Said
+from genview.cli.screen import Bars
 from genview.store import RunFolder
 
 EXPERIMENT = """
@@ -156,6 +158,7 @@ def test_help_names_every_verb_and_imports_no_torch() -> None:
         "pretrain",
         "evaluate",
         "report",
+        "study",
         "check",
         "watch",
     )
@@ -205,3 +208,16 @@ def test_check_prints_the_experiment_and_its_cost(folder: Path, said: Callable[.
     assert "projection: 16" in done.stdout
     assert "images/s" in done.stdout
     assert "pretrain:" in done.stdout
+
+
+def test_the_time_left_begins_anew_when_a_study_does_a_stage_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 step of 10 in a minute, then, in another run, 1 of 10 in two: 9 and 18 minutes are left."""
+    clock = iter([1000.0, 1060.0, 1600.0, 2000.0, 2120.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with Bars() as bars:
+        for done in (0, 1, 10, 0, 1):
+            bars.tell("pretrain", done, 10)
+    said = re.findall(r"(\d+)/10(?: · ([\d.]+) min left)?", capsys.readouterr().err)
+    assert said == [("0", ""), ("1", "9.0"), ("10", "0.0"), ("0", ""), ("1", "18.0")]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -22,10 +23,10 @@ from genview.methods import BarlowTwins, Learner, Losses, Method, MoCoV2, SimCLR
 from genview.pairs import Pairs, PairSettings
 from genview.quality import ExactWeigher, Weighting
 from genview.store import RunFolder
-from genview.training import TrainSettings, pretrain
+from genview.training import TrainSettings, devices, pretrain
 from genview.training.loop import combined
 from genview.training.optimizer import Sgd
-from genview.training.pretrain import check
+from genview.training.pretrain import check, make_fabric
 from genview.training.settings import Precision, share_of
 from test_quality import HalvesAsTokens
 
@@ -165,3 +166,35 @@ def test_a_compiled_backbone_trains_as_a_plain_one_does(tmp_path: Path, monkeypa
 if __name__ == "__main__":  # one of torchrun's processes
     torch.set_num_threads(1)
     train(Path(sys.argv[1]), QUEUE)
+
+
+def test_one_process_trains_alone_among_the_tasks_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker of a study that srun started: the others train runs of their own."""
+    task = {"NTASKS": "4", "PROCID": "2", "LOCALID": "2", "NODEID": "0", "JOB_ID": "7", "JOB_NAME": "study"}
+    for name, value in task.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    fabric = make_fabric(replace(SETTINGS, devices=1))
+    assert (fabric.world_size, fabric.global_rank) == (1, 0)
+
+
+def test_one_of_several_gpus_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU at hand: what Fabric is asked for."""
+    asked: dict[str, Any] = {}
+
+    class Asked:
+        def __init__(self, **more: object) -> None:
+            asked.update(more)
+
+        def launch(self) -> None:
+            asked["launched"] = True
+
+    for name, value in (("is_available", True), ("is_bf16_supported", False), ("device_count", 4)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(devices, "Fabric", Asked)
+    make_fabric(replace(SETTINGS, device="cuda:3"))
+    assert (asked["accelerator"], asked["devices"], asked["num_nodes"]) == ("cuda", [3], 1)
+    assert "strategy" not in asked
+    assert asked["launched"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no GPU"):
+        make_fabric(replace(SETTINGS, device="cuda:3"))

@@ -14,7 +14,7 @@ import yaml
 
 from conftest import Painted
 from genview.errors import UserError
-from genview.experiment import Experiment, FitExperiment, LoraExperiment, Stages, load, parse, to_yaml
+from genview.experiment import Experiment, FitExperiment, LoraExperiment, Stages, load, load_study, parse, to_yaml
 from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettings
 from genview.methods import SimSiam
@@ -37,9 +37,13 @@ def made(**changes: object) -> Experiment:
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_experiment_loads_and_says_how_it_was_run(file: Path) -> None:
     kind = {"fit": FitExperiment, "lora": LoraExperiment}.get(file.stem.partition("-")[0], Experiment)
-    load(kind, file)
+    study = file.stem.startswith("study-")
+    if study:
+        load_study(file)
+    else:
+        load(kind, file)
     first = file.read_text().splitlines()[0]
-    verb = "run" if kind is Experiment else "fit-generator"
+    verb = "study" if study else "run" if kind is Experiment else "fit-generator"
     assert re.match(f"# (torchrun --nproc-per-node 8 -m )?genview {verb} experiments/{file.name} ", first)
     assert "--out" in first
 
@@ -153,7 +157,7 @@ def test_a_folder_is_taken_only_once_there_is_work_in_it(work: str, tmp_path: Pa
     Stages.open(made(seed=2, training={"workers": 7}), tmp_path)
 
 
-@pytest.mark.parametrize("file", [f for f in SHIPPED if not f.name.startswith(("fit-", "lora-"))], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [file for file in SHIPPED if "-" not in file.stem], ids=lambda f: f.stem)
 def test_every_shipped_experiment_takes_two_steps(file: Path, tmp_path: Path) -> None:
     """With its own method, backbone, recipe, optimizer and weights; smaller images and batches, and random ones."""
     given = load(Experiment, file)
@@ -178,3 +182,15 @@ def test_every_shipped_experiment_takes_two_steps(file: Path, tmp_path: Path) ->
     losses = [m.value for m in run.measures() if m.name == "train/loss"]
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
+
+
+def test_the_shipped_study_has_the_rows_of_the_ablation() -> None:
+    grid = load_study(ROOT / "experiments" / "study-cifar10.yaml")
+    assert len(grid.runs) == 30
+    wanted = [(False, False), (True, False), (True, False), (True, False), (True, True)]
+    for method in ("simsiam", "moco_v2"):
+        rows = [run.experiment for run in grid.runs if run.variants[0] == method and run.experiment.seed == 0]
+        assert [(row.generator is not None, row.quality is not None) for row in rows] == wanted
+        assert [row.noise.kind for row in rows[1:]] == ["constant", "random", "adaptive", "adaptive"]
+        assert {row.method.kind for row in rows} == {method}
+        assert len({to_yaml(row.training) for row in rows}) == 1, "the same budget"

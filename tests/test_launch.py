@@ -21,7 +21,7 @@ import pytest
 import genview
 from genview.errors import UserError
 from genview.launch import Here, Indexed, Launcher, Local, Ray, launch
-from genview.launch.lease import Leases
+from genview.launch.lease import Leases, owner
 from genview.store import write_bytes
 
 Trouble = dict[int, str]
@@ -301,6 +301,26 @@ def test_the_lease_of_the_dead_passes_on_and_that_of_the_slow_does_not(
     with other.held("slow") as held:
         assert held
     assert not list(tmp_path.iterdir())
+
+
+def test_the_lease_of_a_process_of_this_machine_that_is_gone_passes_on_at_once(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    home = owner(0).rpartition(b"/")[0]
+    owners = {"gone": owner(gone.pid), "here": owner(os.getpid()), "elsewhere": b"x" + owner(gone.pid)}
+    for name, mark in {**owners, "odd": home + b"/x", "old": b"7"}.items():
+        (tmp_path / f"{name}.lease").write_bytes(b"0123456789abcdef " + mark + b" 7\n")
+    (tmp_path / "empty.lease").write_bytes(b"")
+    died: list[str] = []
+    leases = Leases(tmp_path, 1000, died.append)
+    for name in (*owners, "odd", "old", "empty"):
+        with leases.held(name) as held:
+            assert held == (name == "gone"), name
+            if held:
+                wait_for(lambda: b" 0\n" in (tmp_path / "gone.lease").read_bytes())
+                with Leases(tmp_path, 1000).held(name) as again:
+                    assert not again
+    assert died == ["gone"]
 
 
 def test_who_was_taken_for_dead_leaves_the_lease_of_the_other_alone(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
+from genview.cli.options import NO_SETS, Address, File, Launching, Out, Set, Workers, chosen
 from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show
+from genview.cli.study import check_study, do_study
 from genview.errors import UserError, writing
 
 if TYPE_CHECKING:
     from genview.experiment import Experiment, Fitting
-    from genview.launch import Launcher
 
 app = typer.Typer(
     add_completion=False,
@@ -26,23 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Generated views for self-supervised learning. Every verb takes an experiment file, --out and --set.",
 )
-File = Annotated[Path, typer.Argument(help="An experiment: a YAML file.", show_default=False)]
-Out = Annotated[
-    Path, typer.Option(help="The run folder. A run that was interrupted continues in it.", show_default=False)
-]
-Set = Annotated[list[str], typer.Option("--set", help="Override: path=value, as in --set images.root=PHOTOS.")]
-NO_SETS: list[str] = []
 STOPPED = 130
 """The exit code that Typer makes of Ctrl-C."""
-Launching = Annotated[
-    Literal["auto", "here", "local", "index", "ray"],
-    typer.Option(
-        help="Who analyses and generates: this process, processes of this machine (one for each GPU), the processes "
-        "that SLURM or torchrun started, or Ray. auto: index under torchrun, local with several GPUs, else here."
-    ),
-]
-Workers = Annotated[int, typer.Option(help="Processes of --launcher local; 0 is one for each GPU, or core.")]
-Address = Annotated[str, typer.Option(help="Cluster of --launcher ray; without it, Ray runs on this machine.")]
 
 
 @app.command()
@@ -64,7 +50,7 @@ def run(
         )
     experiment = _load(file, sets)
     with Bars() as bars:
-        folder = run_all(experiment, out, _launcher(launcher, workers, address), bars.tell)
+        folder = run_all(experiment, out, chosen(launcher, workers, address), bars.tell)
     if not FOLLOWS:
         show(folder, experiment)
 
@@ -84,7 +70,7 @@ def analyse(
     experiment = _load(file, sets)
     with Bars() as bars:
         stages = Stages.open(experiment, out, bars.tell)
-        analyse_images(stages, _launcher(launcher, workers, address), bars.tell)
+        analyse_images(stages, chosen(launcher, workers, address), bars.tell)
 
 
 @app.command()
@@ -102,7 +88,7 @@ def generate(
     experiment = _load(file, sets)
     with Bars() as bars:
         stages = Stages.open(experiment, out, bars.tell)
-        generate_views(stages, _launcher(launcher, workers, address), bars.tell)
+        generate_views(stages, chosen(launcher, workers, address), bars.tell)
 
 
 @app.command("import")
@@ -173,9 +159,26 @@ def fit_generator(file: File, out: Out, sets: Set = NO_SETS) -> None:
 
 
 @app.command()
+def study(
+    file: File,
+    out: Annotated[Path, typer.Option(help="The folder of the study.", show_default=False)],
+    table: Annotated[bool, typer.Option("--table", help="Only write the table of what is there.")] = False,
+    sets: Set = NO_SETS,
+    launcher: Launching = "auto",
+    workers: Workers = 0,
+    address: Address = "",
+) -> None:
+    """Run a grid of experiments that share analysis and views, and compare their scores in one table.
+
+    FILE is a study like experiments/study-cifar10.yaml; --set takes paths in it, as in experiment.images.root=PHOTOS.
+    """
+    do_study(file, out, sets, None if table else chosen(launcher, workers, address))
+
+
+@app.command()
 def check(file: File, sets: Set = NO_SETS) -> None:
-    """Print the whole resolved experiment and what it will cost; FILE may be one of fit-generator, or a folder."""
-    from genview.experiment import Stages, cost, planned, to_yaml
+    """Print the whole resolved experiment and what it will cost; FILE may be a study, or for fit-generator."""
+    from genview.experiment import Stages, cost, is_study, planned, to_yaml
     from genview.store import RunFolder
 
     if _is_fit(file):
@@ -184,6 +187,9 @@ def check(file: File, sets: Set = NO_SETS) -> None:
             typer.echo(to_yaml(fitting))
             for line in planned(fitting, Path(nowhere)):
                 typer.echo(line)
+        return
+    if is_study(file):
+        check_study(file, sets)
         return
     experiment = _load(file, sets)
     typer.echo(to_yaml(experiment))
@@ -241,20 +247,6 @@ def _load_fit(file: Path, sets: list[str], out: Path, tell: Callable[..., None] 
 def _say(text: str) -> None:
     if not FOLLOWS:
         screen.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _launcher(name: str, workers: int, address: str) -> Launcher:
-    import torch
-
-    from genview.launch import Here, Indexed, Local, Ray
-
-    if name == "auto":
-        several = workers > 1 or torch.cuda.device_count() > 1
-        name = "index" if TOGETHER else "local" if several else "ray" if address else "here"
-    if name == "index":
-        return Indexed.from_environment()
-    chosen: dict[str, Launcher] = {"here": Here(), "local": Local(workers), "ray": Ray(address)}
-    return chosen[name]
 
 
 def _stage(name: str, file: Path, out: Path, sets: list[str]) -> None:

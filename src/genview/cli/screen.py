@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 screen = Console(stderr=True)
 TOGETHER = "TORCHELASTIC_RUN_ID" in os.environ
 """Whether torchrun started this process."""
+DAY = 86400.0
+"""Seconds from which the time left is estimated, at most: what takes hours is counted in few, slow steps."""
 FOLLOWS = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
 """Whether this is a further process of a training, whose first one does the talking."""
 
@@ -36,10 +38,12 @@ class Bars:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=screen,
+            speed_estimate_period=DAY,
             disable=not screen.is_terminal or FOLLOWS,
         )
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, tuple[float, int]] = {}
+        self._latest: dict[str, int] = {}
         self._said: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -55,12 +59,21 @@ class Bars:
         """Show that `done` of `total` are done."""
         if FOLLOWS:
             return
+        if done < self._latest.get(what, 0):
+            self._again(what)
+        self._latest[what] = done
         if not screen.is_terminal:
             self._say(what, done, total, note)
             return
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=total, note=note)
         self._progress.update(self._tasks[what], completed=done, total=total, note=note)
+
+    def _again(self, what: str) -> None:
+        """Begin anew what a study does once for each run: its time left has nothing to do with the last one's."""
+        self._begun.pop(what, None)
+        if what in self._tasks:
+            self._progress.reset(self._tasks[what])
 
     def _say(self, what: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()

@@ -5,28 +5,37 @@ from genview.experiment.fit import FitExperiment
 from genview.experiment.fit_choice import for_folder
 from genview.experiment.fit_lora import LoraExperiment
 from genview.experiment.fit_verb import Fitting, fit_generator, planned
+from genview.experiment.grid import Grid, Study, is_study, load_study
 from genview.experiment.load import load, parse, read_yaml, to_yaml
 from genview.experiment.making import analyse_images, generate_views, take_views
 from genview.experiment.run import run_all
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
+from genview.experiment.study import run_study
+from genview.experiment.study_cost import study_cost
 
 __all__ = [
     "Experiment",
     "FitExperiment",
     "Fitting",
+    "Grid",
     "LoraExperiment",
     "Stages",
+    "Study",
     "analyse_images",
     "cost",
     "fit_generator",
     "for_folder",
     "generate_views",
+    "is_study",
     "load",
+    "load_study",
     "parse",
     "planned",
     "read_yaml",
     "run_all",
+    "run_study",
+    "study_cost",
     "take_views",
     "to_yaml",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,19 @@ from genview.training.pretrain import built, make_fabric
 from genview.training.settings import share_of
 
 
+class Item(NamedTuple):
+    """A stage, what it costs in words, and its seconds."""
+
+    stage: str
+    words: str
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """Stage and words."""
+        return f"{self.stage}: {self.words}"
+
+
 def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
     """Yield lines that say how long each stage will take and what it will write.
 
@@ -32,14 +46,19 @@ def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
     images = len(stages.sources[0])
     yield f"images: {images:,} to train on"
     if experiment.generator is not None:
-        yield from _views(experiment, stages, images)
+        yield from (item.text for item in view_costs(experiment, stages, images))
     weighted = experiment.quality is not None
-    yield training_cost(experiment.method, experiment.training, experiment.pairs, images, weighted=weighted)
+    yield training_cost(experiment.method, experiment.training, experiment.pairs, images, weighted=weighted).text
     if experiment.baseline:
         yield "baseline: the same again, without weighing"
 
 
-def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]:
+def view_costs(experiment: Experiment, stages: Stages, images: int) -> Iterator[Item]:
+    """Time one batch, and yield what it costs to analyse and to generate.
+
+    Raises:
+        UserError: the weights cannot be had.
+    """
     generator, settings = stages.generator, experiment.generator
     assert settings is not None
     batch = min(batch_for(generator, settings.batch, stages.device), images)
@@ -47,7 +66,8 @@ def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]
     pixels = next(batches(stages.sources[0], size=size, batch=batch, unreadable=lambda *_: None)).images
     encode = _seconds(lambda: generator.encoder.encode(pixels.to(stages.device))) / len(pixels)
     passes = 1 + 2 * min(experiment.foreground.sample, images) / images
-    yield f"analyse: {span(encode * images * passes)} and reading the images ({1 / encode:,.0f} images/s)"
+    seconds = encode * images * passes
+    yield Item("analyse", f"{span(seconds)} and reading the images ({1 / encode:,.0f} images/s)", seconds)
     condition = generator.encoder.encode(pixels.to(stages.device)).embedding.cpu()
     kind = experiment.generate.format
     found = trial(generator, condition, settings.guidance, lambda view: encoded(view, kind))
@@ -56,14 +76,15 @@ def _views(experiment: Experiment, stages: Stages, images: int) -> Iterator[str]
     if isinstance(settings, Img2ImgSettings):
         shown = torch.tensor([0, 200, 400, 999])
         strengths = ", ".join(f"{strength:.2f}" for strength in settings.strength(shown).tolist())
-        yield f"levels: {', '.join(map(str, shown.tolist()))} are strengths {strengths}"
-    yield f"generate: {span(found.seconds * count)} ({rate}), about {in_bytes(found.bytes * count)} on disk"
+        yield Item("levels", f"{', '.join(map(str, shown.tolist()))} are strengths {strengths}", 0.0)
+    seconds = found.seconds * count
+    yield Item("generate", f"{span(seconds)} ({rate}), about {in_bytes(found.bytes * count)} on disk", seconds)
 
 
 def training_cost(
     method: Method, settings: TrainSettings, pairs: PairSettings, images: int, *, weighted: bool = False
-) -> str:
-    """Time two steps of a pretraining, and say how long it will take.
+) -> Item:
+    """Time one step, and return what a training costs.
 
     Raises:
         UserError: the settings do not go together, or there are too few images.
@@ -75,9 +96,10 @@ def training_cost(
     sides = [pairs.size] * pairs.positives + ([pairs.crops.size] * pairs.crops.count if pairs.crops else [])
     views = [torch.rand(batch, 3, side, side, device=fabric.device) for side in sides]
     parts = settings.accumulate
-    seconds = parts * _seconds(lambda: fabric.backward(combined(module(*views), None)[0]))
     steps = steps_of(settings.length, images=images, batch=settings.batch)
-    return f"pretrain: {span(seconds * steps)} for {steps:,} steps of {settings.batch}, without weighing and loading"
+    seconds = steps * parts * _seconds(lambda: fabric.backward(combined(module(*views), None)[0]))
+    words = f"{span(seconds)} for {steps:,} steps of {settings.batch}, without weighing and loading"
+    return Item("pretrain", words, seconds)
 
 
 def _seconds(work: Callable[[], object]) -> float:

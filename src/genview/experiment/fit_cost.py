@@ -35,7 +35,7 @@ def fit_cost(work: Fit) -> Iterator[str]:
     check(task, 1)
     if experiment.trains_encoder:
         cost = training_cost(experiment.method, experiment.encoder_training, experiment.pairs, len(task.source))
-        yield cost.replace("pretrain:", "encoder:")
+        yield f"encoder: {cost.words}"
     else:
         work.take_weights(lesson)
         yield f"encoder: taken from {experiment.encoder_weights or settings.start_from}, not trained"

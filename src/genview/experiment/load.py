@@ -42,7 +42,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the content with 'a.b=value' applied; values are read as YAML."""
-    content = yaml.safe_load(yaml.safe_dump(content))
+    content = yaml.safe_load(yaml.safe_dump(content, sort_keys=False))
     for text in overrides:
         path, equals, value = text.partition("=")
         if not equals or not path:
@@ -57,15 +57,19 @@ def overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
     return content
 
 
-def parse(kind: type[T], content: dict[str, Any], where: str) -> T:
-    """Check a mapping into the dataclass `kind`."""
+def parse(kind: type[T], content: dict[str, Any], where: str, what: str = "an experiment") -> T:
+    """Check a mapping into the dataclass `kind`.
+
+    Raises:
+        UserError: it does not describe `what`; all faults are listed.
+    """
     for dataclass in _dataclasses_in(kind):
         dataclass.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     try:
         return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         faults = "\n".join(f"  {_fault(kind, dict(fault))}" for fault in error.errors())
-        raise UserError(f"{where} does not describe an experiment:\n{faults}") from None
+        raise UserError(f"{where} does not describe {what}:\n{faults}") from None
 
 
 def dump(value: object) -> dict[str, Any]:

@@ -157,13 +157,14 @@ class Alone:
     folder: Path
     sign: Path
     what: Callable[[Stages, Tell], object]
+    tell: Tell
 
     def prepare(self, device: str) -> Callable[[int], None]:
         """Nothing to load beforehand."""
         stages = Stages.on(device, self.experiment, self.out)
 
         def do(_shard: int) -> None:
-            self.what(stages, _silent)
+            self.what(stages, self.tell)
 
         return do
 
@@ -176,7 +177,7 @@ def _once(stages: Stages, launcher: Launcher, sign: Path, what: Callable[[Stages
     """Do something here; among processes that know nothing of one another, one does it and the rest wait."""
     if isinstance(launcher, Indexed):
         folder = stages.run.root / "launch" / f"{sign.parent.name}-{sign.stem}"
-        alone = Alone(stages.experiment, stages.run.root, folder, sign, what)
+        alone = Alone(stages.experiment, stages.run.root, folder, sign, what, tell)
         launch(launcher, alone, [0], lambda *_: None)
     elif not sign.exists():
         what(stages, tell)

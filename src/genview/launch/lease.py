@@ -1,8 +1,9 @@
 """Leases: files that say who is at work on a shard, for machines that share nothing but a folder.
 
 No clock is compared with another machine's: a lease is dead when its content has stood still while the watcher's own
-monotonic clock went on for long enough. A lease is courtesy, not a lock: two workers on one shard do no harm, so the
-rare races are allowed to end that way.
+monotonic clock went on for long enough. Where watcher and worker share a machine, one whose process is gone is dead
+at once. A lease is courtesy, not a lock: two workers on one shard do no harm, so the rare races are allowed to end
+that way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from genview.errors import writing
@@ -38,7 +40,8 @@ class Leases:
             return
         nonce = secrets.token_hex(8).encode()
         ended = threading.Event()
-        beats = threading.Thread(target=_beat, args=(file, nonce, self._patience / BEATS, ended), daemon=True)
+        mark = nonce + b" " + owner(os.getpid())
+        beats = threading.Thread(target=_beat, args=(file, mark, self._patience / BEATS, ended), daemon=True)
         beats.start()
         try:
             yield True
@@ -64,6 +67,8 @@ class Leases:
 
     def _dead(self, path: Path) -> bool:
         now, content = time.monotonic(), _content(path)
+        if content is not None and _gone(content):
+            return True
         before, since = self._seen.get(path.name, (None, now))
         if content is None or content != before:
             self._seen[path.name] = content, now
@@ -78,15 +83,44 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _beat(file: int, nonce: bytes, every: float, ended: threading.Event) -> None:
-    """Write nonce and a counter into the open file.
+def owner(process: int) -> bytes:
+    """Name a process of this machine: the boot, the namespace that its number belongs to, and the number."""
+    return f"{_home()}/{process}".encode()
+
+
+@cache
+def _home() -> str:
+    """Name what a process number means something in; empty where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _gone(content: bytes) -> bool:
+    """Whether a lease names a process of this machine that is no more."""
+    home, _, number = b"".join(content.split(b" ")[1:2]).rpartition(b"/")
+    if not home or home != _home().encode() or not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False
+
+
+def _beat(file: int, mark: bytes, every: float, ended: threading.Event) -> None:
+    """Write the worker's mark and a counter into the open file.
 
     Into the file, not to its name: if this worker was taken for dead, the name is another's lease by now.
     """
     count = 0
     with suppress(OSError):  # the file is gone, or its disk full: then others may take the shard too
         while True:
-            os.pwrite(file, nonce + b" %d\n" % count, 0)
+            os.pwrite(file, mark + b" %d\n" % count, 0)
             os.fsync(file)
             count += 1
             if ended.wait(every):

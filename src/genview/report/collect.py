@@ -42,11 +42,12 @@ def results(run: RunFolder) -> list[Result]:
 
 
 def _results(own: Sequence[Measure], plain: Sequence[Measure]) -> list[Result]:
-    ours, theirs = _final(own), _final(plain)
+    ours, theirs = final(own), final(plain)
     return [Result(name, value, theirs.get(name)) for name, value in ours.items()]
 
 
-def _final(measures: Sequence[Measure]) -> dict[str, float]:
+def final(measures: Sequence[Measure]) -> dict[str, float]:
+    """Return the last value of every `knn/…` and `linear/…` measure by name, in the order they were first written."""
     return {m.name: m.value for m in measures if m.name.startswith(("knn/", "linear/"))}
 
 

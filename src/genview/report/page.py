@@ -42,7 +42,7 @@ def framed(run: RunFolder, lead: str, facts: Sequence[tuple[str, str]], sections
         title=html.escape(f"{_name(run)} · genview"),
         style=STYLE,
         header=_header(run, lead, facts, sections),
-        sections="\n".join(_drawn(section) for section in sections),
+        sections="\n".join(section.drawn() for section in sections),
     )
     write_bytes(run.page, page.encode("utf-8", "replace"))
     return run.page
@@ -77,11 +77,3 @@ def _facts(material: Material) -> list[tuple[str, str]]:
         ("of the time spent waiting for data", f"{np.mean(waiting):.0%}" if waiting else "–"),
         ("images set aside", f"{len(material.quarantined):,}"),
     ]
-
-
-def _drawn(section: Section) -> str:
-    return (
-        f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-title">'
-        f'<h2 id="{section.anchor}-title">{section.title}</h2>'
-        f'<p class="reading">{section.reading}</p>{section.body}</section>'
-    )

@@ -14,6 +14,14 @@ class Section:
     reading: str
     body: str
 
+    def drawn(self) -> str:
+        """Return the section as HTML."""
+        return (
+            f'<section id="{self.anchor}" aria-labelledby="{self.anchor}-title">'
+            f'<h2 id="{self.anchor}-title">{self.title}</h2>'
+            f'<p class="reading">{self.reading}</p>{self.body}</section>'
+        )
+
 
 def missing(verb: str, more: str = "") -> str:
     """Say which verb makes what is not there."""

@@ -89,6 +89,16 @@ class RunFolder:
         return self.root / "report.html"
 
     @property
+    def finished(self) -> Path:
+        """Says that a study has done the run to its end."""
+        return self.root / "finished.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why a study could not do the run: a sentence for the user, or a traceback."""
+        return self.root / "failure.txt"
+
+    @property
     def baseline(self) -> RunFolder:
         """The same budget without generated views and weights."""
         return RunFolder(self.root / "baseline")

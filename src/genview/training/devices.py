@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
@@ -39,17 +40,24 @@ def make_fabric(settings: Machine, section: str = "training") -> Fabric:
     Raises:
         UserError: a device or precision that this machine does not have.
     """
-    cuda = torch.cuda.is_available() and settings.device in ("auto", "cuda")
-    kind = "cuda" if cuda else "cpu" if settings.device == "auto" else settings.device
+    wanted, _, number = settings.device.partition(":")
+    cuda = torch.cuda.is_available() and wanted in ("auto", "cuda")
+    kind = "cuda" if cuda else "cpu" if wanted == "auto" else wanted
     if kind == "cuda" and not cuda:
         raise UserError(f"{section}.device is cuda, and torch sees no GPU here. Set {section}.device=auto or cpu.")
     local, nodes = _processes(settings, cuda)
+    several = local * nodes > 1
     more: dict[str, Any] = (
-        {"strategy": DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True)} if local * nodes > 1 else {}
+        {"strategy": DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True)} if several else {}
     )
-    precision = _precision(settings, kind)
+    # A training of one process takes no notice of the tasks that SLURM may have started beside it.
+    plugins = [_precision(settings, kind), None if several else LightningEnvironment()]
     fabric = Fabric(
-        accelerator=kind, devices=local, num_nodes=nodes, plugins=[precision] if precision else None, **more
+        accelerator=kind,
+        devices=[int(number)] if number and kind == "cuda" else local,
+        num_nodes=nodes,
+        plugins=[plugin for plugin in plugins if plugin],
+        **more,
     )
     fabric.launch()
     return fabric
@@ -60,6 +68,8 @@ def _processes(settings: Machine, cuda: bool) -> tuple[int, int]:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
+    if ":" in settings.device:
+        return 1, 1
     if settings.devices != "auto":
         return settings.devices, 1
     return (torch.cuda.device_count() if cuda else 1), 1

@@ -22,6 +22,7 @@ class TrainSettings:
     forward and a backward pass, before the optimizer's step.
     `batchnorm` says whether BatchNorm takes its statistics over that whole batch ('global': synchronised between
     processes) or over what one forward pass sees ('local').
+    `device` is 'auto' (a GPU where there is one), 'cpu', 'cuda', or one of several GPUs, such as 'cuda:1'.
     `devices` counts the processes of this machine, each with a device of its own; 'auto' is every GPU, or one
     process on CPUs. Under torchrun its processes are used instead.
     `precision` 'auto' is bfloat16 on GPUs that have it, else float32; 'float16' scales the loss.

@@ -1,0 +1,73 @@
+"""The verb `study`: a grid of experiments and its table."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from genview.cli.screen import FOLLOWS, TOGETHER, Bars
+from genview.errors import UserError
+
+if TYPE_CHECKING:
+    from genview.experiment import Grid
+    from genview.launch import Launcher
+    from genview.report import Row
+
+
+def do_study(file: Path, out: Path, sets: list[str], launcher: Launcher | None) -> None:
+    """Do the runs of a study and show its table; without a launcher, show the table of what is there.
+
+    Raises:
+        UserError: see `run_study`; the table is shown all the same.
+    """
+    from genview.experiment import load_study, run_study
+    from genview.report import write_study
+
+    if TOGETHER:
+        raise UserError(
+            "torchrun starts processes that train together, and the runs of a study are trained each by one process. "
+            "Give --launcher local, or start several processes with this command, by SLURM with --launcher index."
+        )
+    grid = load_study(file, sets)
+    if launcher is None:
+        _show(grid, write_study(grid.design(out), out), out)
+        return
+    try:
+        with Bars() as bars:
+            run_study(grid, out, launcher, bars.tell)
+    finally:
+        if not FOLLOWS and (out / "table.csv").exists():
+            _show(grid, write_study(grid.design(out), out), out)
+
+
+def check_study(file: Path, sets: list[str]) -> None:
+    """Print a resolved study, its runs, and what they will cost."""
+    import typer
+
+    from genview.experiment import load_study, study_cost, to_yaml
+
+    grid = load_study(file, sets)
+    typer.echo(to_yaml(grid.study))
+    for line in study_cost(grid):
+        typer.echo(line)
+
+
+def _show(grid: Grid, rows: list[Row], out: Path) -> None:
+    """Print the final scores, and where the rest is."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    from genview.report.tables import COLUMNS, cells
+
+    console = Console(highlight=False)
+    for measure, group in groupby(rows, key=lambda row: row.measure):
+        if not measure.startswith("online/"):
+            numbers = [Column(name, no_wrap=True) for name in COLUMNS]
+            table = Table(*map(escape, grid.axes), *numbers, title=escape(measure), title_justify="left")
+            for row in group:
+                table.add_row(*map(escape, row.variants), *map(escape, cells(row)))
+            console.print(table)
+    console.print(f"Table: {out / 'table.md'}\nPage: {out / 'report.html'}", soft_wrap=True, markup=False)

@@ -1,0 +1,62 @@
+"""What a study will cost: what is shared counts once, a training once for every run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from genview.experiment.cost import training_cost, view_costs
+from genview.experiment.grid import Grid
+from genview.experiment.load import dump
+from genview.experiment.schema import Experiment, essential
+from genview.experiment.sharing import Shared, making_of
+from genview.experiment.stages import Stages
+from genview.report.words import span
+from genview.store import RunFolder
+
+
+def study_cost(grid: Grid) -> Iterator[str]:
+    """Yield lines that say how many runs there are, how long they take on this machine one after another, and what
+    is written.
+
+    Raises:
+        UserError: images or weights cannot be had.
+    """
+    seeds = len(grid.study.seeds)
+    yield f"runs: {len(grid.runs)} ({len(grid.runs) // seeds} variants, {seeds} seeds)"
+    total, analysed = 0.0, set[Path]()
+    for making, count in _makings(grid):
+        stages, analysis = Stages(making, RunFolder(Path())), Shared(Path()).analysis(making).root
+        yield f"views for {count} runs, noise {making.noise.kind}"
+        for item in view_costs(making, stages, len(stages.sources[0])):
+            if item.stage != "analyse" or analysis not in analysed:
+                total += item.seconds
+                yield f"  {item.text}"
+        analysed.add(analysis)
+    for experiment, count in _trainings(grid):
+        images = len(Stages(experiment, RunFolder(Path())).sources[0])
+        weighted = experiment.quality is not None
+        item = training_cost(experiment.method, experiment.training, experiment.pairs, images, weighted=weighted)
+        total += item.seconds * count
+        yield f"{count} runs of {experiment.method.kind}, each\n  {item.text}"
+    yield f"all: {span(total)} in one process, evaluation apart"
+
+
+def _makings(grid: Grid) -> list[tuple[Experiment, int]]:
+    """Return what makes each set of views, and for how many runs."""
+    known: dict[Path, list[Experiment]] = {}
+    for run in grid.runs:
+        if (making := making_of(run.experiment, grid.study.seeds[0])) is not None:
+            known.setdefault(Shared(Path()).views(making).root, []).append(making)
+    return [(makings[0], len(makings)) for makings in known.values()]
+
+
+def _trainings(grid: Grid) -> list[tuple[Experiment, int]]:
+    """Return an experiment for each training whose steps cost something else, and for how many runs it stands."""
+    known: dict[str, list[Experiment]] = {}
+    for run in grid.runs:
+        resolved = essential(dump(run.experiment))
+        what = {name: resolved[name] for name in ("images", "test", "pairs", "method", "training")}
+        known.setdefault(json.dumps(what, sort_keys=True), []).append(run.experiment)
+    return [(experiments[0], len(experiments)) for experiments in known.values()]

@@ -1,0 +1,147 @@
+"""Scores of a study over its seeds: mean, deviation, and paired difference to a reference with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from genview.report.collect import final
+from genview.store import RunFolder
+
+LEVEL = 0.95
+"""Confidence of the intervals."""
+ONLINE = ("online/knn/", "online/linear/")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of a study: its variant of each axis, its seed, and where it lies."""
+
+    variants: tuple[str, ...]
+    seed: int
+    run: RunFolder
+
+
+@dataclass(frozen=True)
+class Design:
+    """The runs of a study, and the variant `reference` of axis number `axis` that others are compared with."""
+
+    axes: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    axis: int
+    reference: str
+
+    def reference_of(self, variants: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the variants that these are compared with: equal on every other axis."""
+        return (*variants[: self.axis], self.reference, *variants[self.axis + 1 :])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean of `count` differences, in shares; `half` is half the interval's width (None: there is but one)."""
+
+    mean: float
+    half: float | None
+    count: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Lower and upper end."""
+        return None if self.half is None else (self.mean - self.half, self.mean + self.half)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of one combination of variants.
+
+    `count` of `planned` seeds have a value. The sample `deviation` (n − 1 below) needs two; `difference` is None for
+    the reference itself and where no seed has both.
+    """
+
+    variants: tuple[str, ...]
+    measure: str
+    count: int
+    planned: int
+    mean: float | None
+    deviation: float | None
+    difference: Difference | None
+
+
+def scores(run: RunFolder) -> dict[str, float]:
+    """Return the scores of a trained run by name, shares in [0, 1]; nothing of a run whose training goes on.
+
+    Final scores as they are; of online ones, which were taken during the training, the last and the best. The best
+    is chosen by the images it is measured on, so it flatters.
+    """
+    if not run.backbone.exists():
+        return {}
+    measures = run.measures()
+    found = final(measures)
+    for name in dict.fromkeys(m.name for m in measures if m.name.startswith(ONLINE)):
+        values = [m.value for m in measures if m.name == name]
+        found[f"{name}, last"] = values[-1]
+        found[f"{name}, best"] = max(values)
+    return found
+
+
+def compared(design: Design, found: Mapping[Entry, Mapping[str, float]]) -> list[Row]:
+    """Return a row for every measure and combination of variants, from the scores of each entry."""
+    measures = dict.fromkeys(name for entry in design.entries for name in found[entry])
+    return [row for measure in sorted(measures, key=_rank) for row in _rows(design, found, measure)]
+
+
+def difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
+    """Mean of paired differences and its interval by Student's t: t(n − 1; 0.975) · deviation / √n.
+
+    Raises:
+        ValueError: there is no pair, or a value lacks its partner.
+    """
+    from scipy.special import stdtrit
+
+    gaps = [value - other for value, other in zip(values, reference, strict=True)]
+    mean = _mean(gaps)
+    if (deviation := _deviation(gaps)) is None:
+        return Difference(mean, None, len(gaps))
+    quantile = float(stdtrit(len(gaps) - 1, (1 + LEVEL) / 2))
+    return Difference(mean, quantile * deviation / math.sqrt(len(gaps)), len(gaps))
+
+
+def _rank(name: str) -> bool:
+    """Put final scores before online ones, each in the order in which they are first met."""
+    return name.startswith("online/")
+
+
+def _rows(design: Design, found: Mapping[Entry, Mapping[str, float]], measure: str) -> Iterator[Row]:
+    cells: dict[tuple[str, ...], dict[int, float]] = {}
+    planned = len({entry.seed for entry in design.entries})
+    for entry in design.entries:
+        cell = cells.setdefault(entry.variants, {})
+        if measure in found[entry]:
+            cell[entry.seed] = found[entry][measure]
+    for variants, cell in cells.items():
+        reference = design.reference_of(variants)
+        other = cells.get(reference, {}) if reference != variants else {}
+        pairs = [seed for seed in cell if seed in other]
+        yield Row(
+            variants=variants,
+            measure=measure,
+            count=len(cell),
+            planned=planned,
+            mean=_mean([*cell.values()]) if cell else None,
+            deviation=_deviation([*cell.values()]),
+            difference=difference([cell[s] for s in pairs], [other[s] for s in pairs]) if pairs else None,
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    if not values:
+        raise ValueError("a mean needs a value")
+    return math.fsum(values) / len(values)
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    mean = _mean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

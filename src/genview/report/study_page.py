@@ -1,0 +1,77 @@
+"""The page of a study: its figure, its table, and what became of each run."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from genview.report.comparison import Design, Entry, Row
+from genview.report.look import FRAME, STYLE
+from genview.report.section import Section
+from genview.report.tables import COLUMNS, PAIRED, cells
+
+
+def study_page(design: Design, rows: Sequence[Row], drawing: bytes | None, out: Path) -> str:
+    """Return the page as HTML; its links to the pages of the runs are relative to `out`."""
+    sections = [_figure(design, drawing)] * (drawing is not None)
+    sections += [_scores(design, number, list(group)) for number, group in enumerate(_grouped(rows))]
+    sections.append(_runs(design, out))
+    done = sum(entry.run.finished.exists() for entry in design.entries)
+    header = (
+        f'<p class="date">genview study</p><h1>{html.escape(out.resolve().name)}</h1>'
+        f'<p class="lead">{done} of {len(design.entries)} runs are finished. Compared with '
+        f"{html.escape(design.axes[design.axis])} = {html.escape(design.reference)}, in percent.</p>"
+    )
+    title = html.escape(f"{out.resolve().name} · genview")
+    body = "\n".join(section.drawn() for section in sections)
+    return FRAME.format(title=title, style=STYLE, header=header, sections=body)
+
+
+def _grouped(rows: Sequence[Row]) -> Iterable[Iterable[Row]]:
+    return (group for _, group in groupby(rows, key=lambda row: row.measure))
+
+
+def _figure(design: Design, drawing: bytes | None) -> Section:
+    data = base64.b64encode(drawing or b"").decode()
+    words = f"Differences to {design.reference} and their intervals; the tables below have the numbers."
+    picture = (
+        f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" style="max-width:100%;height:auto">'
+    )
+    reading = "Points of difference at equal seed. A hollow mark is a single seed, which has no interval."
+    return Section("differences", "Differences", reading, picture)
+
+
+def _scores(design: Design, number: int, rows: Sequence[Row]) -> Section:
+    lines = ([*map(html.escape, row.variants), *cells(row)] for row in rows)
+    body = _table([*design.axes, *COLUMNS], lines, len(design.axes))
+    return Section(f"measure-{number}", html.escape(rows[0].measure), PAIRED, body)
+
+
+def _runs(design: Design, out: Path) -> Section:
+    lines = ([*map(html.escape, entry.variants), str(entry.seed), _state(entry, out)] for entry in design.entries)
+    reading = "Each run has a page of its own, which its state leads to while this page lies in the study's folder."
+    return Section("runs", "Runs", reading, _table([*design.axes, "seed", "state"], lines, len(design.axes)))
+
+
+def _state(entry: Entry, out: Path) -> str:
+    run = entry.run
+    if run.finished.exists():
+        return f'<a href="{html.escape(run.page.relative_to(out).as_posix())}">finished</a>'
+    if run.failure.exists():
+        return f"failed: {html.escape(run.failure.read_text(errors='replace').strip().splitlines()[-1])}"
+    return "begun" if run.checkpoints.exists() or run.backbone.exists() else "not begun"
+
+
+def _table(heads: Sequence[str], lines: Iterable[Sequence[str]], names: int) -> str:
+    """Lay out lines of HTML, of which the first `names` cells say what the line is about."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
+    rows = ""
+    for line in lines:
+        first = "".join(f'<th scope="row">{cell}</th>' for cell in line[:names])
+        rows += f"<tr>{first}{''.join(f'<td>{cell}</td>' for cell in line[names:])}</tr>"
+    return (
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )

@@ -1,0 +1,206 @@
+"""The statistics of a study and its tables: by hand, against textbooks, and as their readers parse them."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from genview.report import Design, Entry, Row, write_study, write_tables
+from genview.report.comparison import compared, difference, scores
+from genview.report.forest import forest
+from genview.report.study_page import study_page
+from genview.report.tables import cells, latex, markdown
+from genview.store import RunFolder
+
+VALUES = {"base": (0.30, 0.32, 0.31), "more": (0.31, 0.34, 0.34), "odd & 100%_$x|y": (0.29,)}
+
+
+def design(root: Path = Path()) -> Design:
+    """One axis whose second variant gains 1, 2 and 3 points, and whose third has one of three seeds."""
+    runs = [(name, seed) for name in VALUES for seed in range(3)]
+    entries = [Entry((name,), seed, RunFolder(root / f"{number}")) for number, (name, seed) in enumerate(runs)]
+    return Design(("views",), tuple(entries), 0, "base")
+
+
+def rows() -> list[Row]:
+    found = {
+        entry: {"linear/top1": VALUES[entry.variants[0]][entry.seed]}
+        if entry.seed < len(VALUES[entry.variants[0]])
+        else {}
+        for entry in design().entries
+    }
+    return compared(design(), found)
+
+
+def test_an_example_by_hand() -> None:
+    """Gains of 1, 2 and 3 points: mean 2, deviation 1, and t(2; 0.975) = 4.302653 over √3 makes 2.484138."""
+    base, more, odd = rows()
+    assert base.difference is None
+    assert [base.mean, base.deviation, base.count] == pytest.approx([0.31, 0.01, 3])
+    assert [more.mean, more.deviation] == pytest.approx([0.33, 0.0173205])
+    assert more.difference is not None
+    assert [more.difference.mean, more.difference.half] == pytest.approx([0.02, 0.02484138])
+    assert more.difference.interval == pytest.approx((-0.00484138, 0.04484138))
+    assert odd.difference is not None
+    assert (odd.count, odd.planned, odd.deviation) == (1, 3, None)
+    assert odd.difference.mean == pytest.approx(-0.01)
+    assert odd.difference.half is None, "one seed has no interval"
+
+
+SHARES = st.floats(0, 1)
+
+
+QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
+"""Of Student's t at 0.975, as printed in textbooks."""
+
+
+@given(st.lists(st.tuples(SHARES, SHARES), min_size=2, max_size=9))
+def test_the_interval_is_that_of_textbooks(pairs: list[tuple[float, float]]) -> None:
+    gaps = [ours - theirs for ours, theirs in pairs]
+    found = difference([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
+    half = QUANTILES[len(gaps) - 1] * statistics.stdev(gaps) / len(gaps) ** 0.5
+    assert found.mean == pytest.approx(statistics.fmean(gaps), abs=1e-12)
+    assert found.count == len(gaps)
+    assert found.half == pytest.approx(half, rel=2e-4, abs=1e-12)
+
+
+@given(st.lists(SHARES, min_size=2, max_size=5), st.floats(-0.5, 0.5), st.randoms())
+def test_a_shift_of_all_is_the_difference_whatever_the_order(
+    values: list[float], shift: float, chance: object
+) -> None:
+    pairs = [(value + shift, value) for value in values]
+    chance.shuffle(pairs)  # type: ignore[attr-defined]
+    found = difference(*zip(*pairs, strict=True))
+    assert found.mean == pytest.approx(shift, abs=1e-9)
+    assert found.half == pytest.approx(0, abs=1e-8)
+
+
+def test_pairs_are_of_equal_seed_and_equal_other_axes() -> None:
+    """Swapping two seeds of the reference changes the deviation of the differences, and so the interval."""
+    axes = ("method", "views")
+    values = {
+        ("a", "base"): [0.1, 0.2],
+        ("a", "new"): [0.2, 0.4],
+        ("b", "base"): [0.5, 0.6],
+        ("b", "new"): [0.5, 0.7],
+    }
+    found = {
+        Entry(variants, seed, RunFolder(Path())): {"knn/top1@k=5": value}
+        for variants, cell in values.items()
+        for seed, value in enumerate(cell)
+    }
+    new = {row.variants: row.difference for row in compared(Design(axes, tuple(found), 1, "base"), found)}
+    assert new["a", "base"] is new["b", "base"] is None
+    assert new["a", "new"] is not None
+    assert new["b", "new"] is not None
+    assert [new["a", "new"].mean, new["b", "new"].mean] == pytest.approx([0.15, 0.05])
+    assert new["a", "new"].half == pytest.approx(12.7062047 * 0.0707107 / np.sqrt(2))
+
+
+def test_scores_are_the_last_ones_and_the_best_of_the_online_ones(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for name, value in (("online/linear/top1", 0.5), ("online/linear/top1", 0.4), ("train/loss", 1.0)):
+        run.measure(name, value, 3)
+    run.measure("knn/top1@k=5", 0.6, 3)
+    assert scores(run) == {}, "a training that goes on is not compared with those that are through"
+    run.backbone.write_bytes(b"")
+    assert scores(run) == {"knn/top1@k=5": 0.6, "online/linear/top1, last": 0.4, "online/linear/top1, best": 0.5}
+
+
+def test_cells_have_one_decimal_and_differences_a_sign() -> None:
+    base, more, odd = map(cells, rows())
+    assert base == ["3/3", "31.0 ± 1.0", "", ""]
+    assert more == ["3/3", "33.0 ± 1.7", "+2.0", "[−0.5, +4.5]"]
+    assert odd == ["1/3", "29.0", "−1.0", ""]
+    assert cells(Row(("x",), "linear/top1", 0, 3, None, None, None)) == ["0/3", "", "", ""]
+
+
+def test_markdown_by_hand() -> None:
+    lines = markdown(design(), rows(), "my_study").splitlines()
+    assert lines[0] == r"# my\_study"
+    assert lines[4:] == [
+        "## linear/top1",
+        "",
+        "| views | seeds | mean ± deviation | difference | 95% interval |",
+        "| --- | --- | --- | --- | --- |",
+        "| base | 3/3 | 31.0 ± 1.0 |  |  |",
+        "| more | 3/3 | 33.0 ± 1.7 | +2.0 | [−0.5, +4.5] |",
+        r"| odd & 100%\_$x\|y | 1/3 | 29.0 | −1.0 |  |",
+    ]
+
+
+def test_latex_by_hand() -> None:
+    lines = latex(design(), rows()).splitlines()
+    assert lines[3:] == [
+        r"\begin{tabular}{lrrrr}",
+        r"\hline",
+        r"views & seeds & mean $\pm$ deviation & difference & 95\% interval \\",
+        r"\hline",
+        r"base & 3/3 & $31.0 \pm 1.0$ &  &  \\",
+        r"more & 3/3 & $33.0 \pm 1.7$ & $+2.0$ & $[-0.5, +4.5]$ \\",
+        r"odd \& 100\%\_\$x|y & 1/3 & $29.0$ & $-1.0$ &  \\",
+        r"\hline",
+        r"\end{tabular}",
+    ]
+
+
+def test_files_are_written_from_run_folders(tmp_path: Path) -> None:
+    plan = design(tmp_path / "runs")
+    for entry in plan.entries:
+        entry.run.root.mkdir(parents=True)
+        for value in VALUES[entry.variants[0]][entry.seed : entry.seed + 1]:
+            entry.run.measure("linear/top1", value, 7)
+            entry.run.backbone.write_bytes(b"")
+    write_study(plan, tmp_path)
+    results = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert len(results) == 7
+    assert results[3] == {"views": "more", "seed": "0", "measure": "linear/top1", "value": "0.31"}
+    table = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert [row["views"] for row in table] == list(VALUES)
+    assert float(table[1]["low"]) == pytest.approx(-0.00484138)
+    assert (table[2]["pairs"], table[2]["low"], table[0]["difference"]) == ("1", "", "")
+    assert (tmp_path / "table.tex").read_text() == latex(plan, rows())
+    assert (tmp_path / "report.html").is_file()
+    assert np.asarray(Image.open(tmp_path / "figure.png").convert("L")).std() > 10
+
+
+def test_a_table_of_nothing_says_so_and_has_no_figure(tmp_path: Path) -> None:
+    plan = design(tmp_path / "runs")
+    assert write_tables(plan, tmp_path) == write_study(plan, tmp_path) == []
+    assert not (tmp_path / "figure.png").exists()
+    assert forest(plan, rows()[:1]) is None, "the reference alone has nothing to be compared with"
+
+
+def test_the_page_tells_the_state_of_each_run_and_takes_names_for_words(tmp_path: Path) -> None:
+    plan = Design(
+        ("views",), tuple(Entry(("<b>",), seed, RunFolder(tmp_path / f"{seed}")) for seed in range(4)), 0, "<b>"
+    )
+    finished, failed, begun, _ = (entry.run for entry in plan.entries)
+    for path in (finished.finished, finished.page, begun.checkpoints / "last.pt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    failed.root.mkdir()
+    failed.failure.write_text("Traceback\nValueError: <i>")
+    page = study_page(plan, [], None, tmp_path)
+    states = re.findall(r'<th scope="row">&lt;b&gt;</th><td>\d</td><td>(.*?)</td>', page)
+    assert states == ['<a href="0/report.html">finished</a>', "failed: ValueError: &lt;i&gt;", "begun", "not begun"]
+    assert "1 of 4 runs are finished" in page
+    assert "<b>" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_page_has_the_numbers_of_the_table_and_the_figure() -> None:
+    page = study_page(design(), rows(), b"picture", Path())
+    assert f"data:image/png;base64,{base64.b64encode(b'picture').decode()}" in page
+    assert "<td>33.0 ± 1.7</td><td>+2.0</td><td>[−0.5, +4.5]</td>" in page
+    assert re.findall(r"<h2[^>]*>([^<]*)", page) == ["Differences", "linear/top1", "Runs"]

@@ -1,0 +1,377 @@
+"""A study from file to table: what is shared and skipped, what becomes of runs that fail or are killed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import Painted
+from genview.errors import UserError
+from genview.experiment import Grid, Stages, load_study, run_all, run_study
+from genview.experiment.grid import laid_over
+from genview.experiment.sharing import Shared, link, making_of
+from genview.experiment.study import Runs
+from genview.launch import Here, Indexed
+from genview.methods import SimSiam
+from genview.noise import Random
+from genview.report import watched
+from genview.store import RunFolder
+from test_cli import said as said
+
+BASE = {
+    "generator": {"kind": "embedded", "steps": 1, "batch": 12, "size": 32},
+    "foreground": {"sample": 12, "batch": 12},
+    "pairs": {"recipe": "small", "size": 16},
+    "quality": {"encoder": "generator"},
+    "method": {"kind": "simsiam", "projection": 8, "bottleneck": 4},
+    "training": {
+        "backbone": {"name": "resnet18", "args": {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}},
+        "length": "3 steps",
+        "batch": 6,
+        "workers": 0,
+        "save_every": "1 steps",
+        "probe_every": "3 steps",
+    },
+    "evaluation": [{"kind": "knn", "k": [5]}, {"kind": "linear", "iterations": 5}],
+    "baseline": True,
+}
+STUDY = {
+    "experiment": "base.yaml",
+    "vary": {"views": {"baseline": {"generator": None, "quality": None}, "adaptive + quality": None}},
+    "seeds": [0, 1],
+    "compare": {"views": "baseline"},
+}
+
+
+def silent(_what: str, _done: int, _total: int, _note: str) -> None:
+    return
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve painted images to train on and six to test on, an experiment, and a study of it."""
+    root, source = tmp_path_factory.mktemp("study"), Painted(18, kinds=2)
+    for i in range(len(source)):
+        path = root / ("train" if i < 12 else "test") / source.key(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.image(i).save(path)
+    images = {part: {"kind": "folder", "root": str(root / part)} for part in ("train", "test")}
+    (root / "base.yaml").write_text(yaml.safe_dump({"images": images["train"], "test": images["test"], **BASE}))
+    (root / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    return root / "study.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(file: Path) -> Path:
+    run_study(load_study(file), file.parent / "out", Here(), silent)
+    return file.parent / "out"
+
+
+def runs_in(out: Path) -> dict[str, RunFolder]:
+    found = sorted(path.parent for path in (out / "runs").rglob("finished.json"))
+    return {path.relative_to(out / "runs").as_posix(): RunFolder(path) for path in found}
+
+
+def copied(finished: Path, to: Path) -> Path:
+    return Path(shutil.copytree(finished, to / "out", symlinks=True))
+
+
+def test_a_study_leaves_runs_that_share_analysis_and_views(finished: Path) -> None:
+    runs = runs_in(finished)
+    assert list(runs) == [f"{v}/seed-{s}" for v in ("adaptive-quality", "baseline") for s in (0, 1)]
+    for name, run in runs.items():
+        assert run.page.is_file()
+        assert {"knn/top1@k=5", "linear/top1", "online/linear/top1"} <= {m.name for m in run.measures()}
+        assert not run.baseline.root.exists(), "a study has baselines of its own"
+        assert run.views.is_symlink() == run.analysis.is_symlink() == name.startswith("adaptive")
+    first, second = (runs[f"adaptive-quality/seed-{seed}"] for seed in (0, 1))
+    assert first.views.resolve() == second.views.resolve()
+    assert not first.views.readlink().is_absolute()
+    assert first.backbone.read_bytes() != second.backbone.read_bytes()
+    assert (
+        len(list((finished / "shared").glob("views-*"))) == len(list((finished / "shared").glob("analysis-*"))) == 1
+    )
+
+
+def test_a_run_of_a_study_is_what_the_experiment_alone_gives(finished: Path, file: Path, tmp_path: Path) -> None:
+    run = next(run for run in load_study(file).runs if run.variants == ("adaptive + quality",))
+    alone = run_all(run.experiment, tmp_path, Here(), silent)
+    assert alone.backbone.read_bytes() == RunFolder(finished / run.folder).backbone.read_bytes()
+    assert [(m.name, m.value) for m in alone.measures() if m.name.startswith("linear/")] == [
+        (m.name, m.value) for m in RunFolder(finished / run.folder).measures() if m.name.startswith("linear/")
+    ]
+
+
+def test_page_and_curves_of_a_run_can_be_had(finished: Path) -> None:
+    run = runs_in(finished)["adaptive-quality/seed-1"]
+    assert any(curve.name == "train/loss" for curve in watched(run))
+    before = run.page.read_bytes()
+    run.page.unlink()
+    experiment = load_study(finished.parent / "study.yaml").runs[3].experiment
+    Stages.open(experiment, run.root).report(silent)
+    assert run.page.read_bytes() == before
+
+
+def test_a_finished_study_is_left_as_it_is(finished: Path, file: Path, said: Callable[..., Any]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*.safetensors")}
+    lines = {name: run.measures_file.read_bytes() for name, run in runs_in(finished).items()}
+    done = said("study", file, "--out", finished)
+    assert done.returncode == 0, done.stderr
+    assert "runs: 4/4" in done.stderr
+    assert "mean ± deviation" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*.safetensors")} == before
+    assert {name: run.measures_file.read_bytes() for name, run in runs_in(finished).items()} == lines
+
+
+def test_the_table_is_that_of_the_measures(finished: Path) -> None:
+    """By hand from the four runs: the mean of the differences at equal seed."""
+    last = {
+        name: {m.name: m.value for m in run.measures()}["knn/top1@k=5"] for name, run in runs_in(finished).items()
+    }
+    gaps = [last[f"adaptive-quality/seed-{seed}"] - last[f"baseline/seed-{seed}"] for seed in (0, 1)]
+    row = next(
+        line.split(",")
+        for line in (finished / "table.csv").read_text().splitlines()
+        if "knn/top1@k=5,adaptive" in line
+    )
+    assert float(row[7]) == pytest.approx(sum(gaps) / 2)
+    links = re.findall('href="(runs/[^"]*)"', (finished / "report.html").read_text())
+    assert len(links) == 4
+    assert all((finished / link).is_file() for link in links)
+    for name in ("results.csv", "table.md", "table.tex", "figure.png", "study.yaml"):
+        assert (finished / name).stat().st_size > 100
+
+
+def test_the_table_can_be_had_of_what_is_there(
+    finished: Path, file: Path, tmp_path: Path, said: Callable[..., Any]
+) -> None:
+    out = copied(finished, tmp_path)
+    (out / "runs" / "adaptive-quality" / "seed-1" / "backbone.safetensors").unlink()
+    assert said("study", file, "--out", out, "--table").returncode == 0
+    assert "| adaptive + quality | 1/2 |" in (out / "table.md").read_text()
+    assert not (out / "runs" / "adaptive-quality" / "seed-1" / "backbone.safetensors").exists(), "nothing is trained"
+
+
+def test_killed_in_a_training_and_continued_ends_in_the_same_bytes(
+    finished: Path, file: Path, tmp_path: Path
+) -> None:
+    """A stop in the second step of the last run, as Ctrl-C makes it; its lease stays, as a kill would leave it."""
+    out = copied(finished, tmp_path)
+    name = "adaptive-quality/seed-1"
+    shutil.rmtree(out / "runs" / name)
+
+    def stop(what: str, done: int, _total: int, _note: str) -> None:
+        if what == "pretrain" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(load_study(file, STEPS), out, Here(), stop)
+    assert name not in runs_in(out)
+    assert (out / "runs" / name / "checkpoints" / "last.pt").exists()
+    (out / "launch" / "runs" / "leases" / "shard-00003.lease").write_bytes(b"0123456789abcdef 7\n")
+    run_study(load_study(file, STEPS), out, Indexed(0, 1, patience=0.2), silent)
+    for one, other in zip(runs_in(out).values(), runs_in(finished).values(), strict=True):
+        assert one.backbone.read_bytes() == other.backbone.read_bytes()
+    assert (out / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+
+
+STEPS = ["experiment.training.measure_every=1 steps"]
+
+
+def test_a_run_that_fails_takes_no_other_with_it(
+    finished: Path, file: Path, tmp_path: Path, said: Callable[..., Any]
+) -> None:
+    out = copied(finished, tmp_path)
+    shutil.rmtree(out / "runs" / "baseline" / "seed-1")
+    wrong = "vary.views.wrong={generator: null, quality: null, training: {batch: 1000}}"
+    done = said("study", file, "--out", out, "--set", wrong)
+    assert done.returncode == 2
+    assert "2 of 6 runs failed" in done.stderr
+    assert "wrong, seed 1: There are 12 images to train on, fewer than one batch" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert "baseline/seed-1" in runs_in(out)
+    assert "| wrong | 0/2 |" in (out / "table.md").read_text()
+    # Mended: with a batch that fits it is done, and the failure is forgotten.
+    assert (
+        said("study", file, "--out", out, "--set", wrong.replace("1000", "6"), "--set", "seeds=[0]").returncode == 0
+    )
+    assert "wrong/seed-0" in runs_in(out)
+    assert not (out / "runs" / "wrong" / "seed-0" / "failure.txt").exists()
+
+
+def test_what_nobody_foresaw_is_told_too_and_the_others_go_on(
+    finished: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, train = copied(finished, tmp_path), Stages.pretrain
+    for name in ("baseline/seed-0", "baseline/seed-1"):
+        shutil.rmtree(out / "runs" / name)
+
+    def fail(stages: Stages, tell: Callable[..., None]) -> None:
+        if stages.experiment.seed == 0:
+            raise ValueError("a fault of the program")
+        train(stages, tell)
+
+    monkeypatch.setattr(Stages, "pretrain", fail)
+    with pytest.raises(UserError, match=r"1 of 4 runs failed(.|\n)*baseline, seed 0: ValueError: a fault of the"):
+        run_study(load_study(file), out, Indexed(0, 1, patience=0.2), silent)
+    assert "baseline/seed-1" in runs_in(out)
+    assert "Traceback" in (out / "runs" / "baseline" / "seed-0" / "failure.txt").read_text()
+
+
+def test_views_that_cannot_be_made_fail_the_runs_that_need_them(file: Path, tmp_path: Path) -> None:
+    over = [f"vary.views.absent={{generator: {{weights: {tmp_path}/absent}}}}", "seeds=[0]"]
+    over += ["vary.views.adaptive + quality={generator: null, quality: null, pairs: {size: 24}}"]
+    with pytest.raises(UserError, match=r"1 of 3 runs failed(.|\n)*absent, seed 0: its views could not be made"):
+        run_study(load_study(file, over), tmp_path / "out", Here(), silent)
+    assert list(runs_in(tmp_path / "out")) == ["adaptive-quality/seed-0", "baseline/seed-0"]
+
+
+def test_a_study_that_was_changed_is_refused_before_anything_is_done(finished: Path, file: Path) -> None:
+    before = (finished / "study.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"method\.projection: there 8, now 9"):
+        run_study(load_study(file, ["experiment.method.projection=9"]), finished, Here(), silent)
+    assert (finished / "study.yaml").read_bytes() == before
+
+
+def test_images_without_labels_are_refused(file: Path, tmp_path: Path) -> None:
+    over = [f"experiment.images.root={file.parent / 'train' / 'colour0'}", "experiment.test=null"]
+    with pytest.raises(UserError, match="no labels to score its runs by"):
+        run_study(load_study(file, over), tmp_path, Here(), silent)
+
+
+def test_workers_are_handed_the_runs(file: Path, tmp_path: Path) -> None:
+    """What launchers send to other processes, and what they ask of it."""
+    sent = pickle.loads(pickle.dumps(Runs(load_study(file), tmp_path)))
+    assert isinstance(sent, Runs)
+    assert sent.grid == load_study(file)
+    assert not sent.finished(0)
+
+
+def test_check_tells_the_runs_and_their_cost(file: Path, said: Callable[..., Any]) -> None:
+    done = said("check", file)
+    assert done.returncode == 0, done.stderr
+    for text in ("runs: 4 (2 variants, 2 seeds)", "views for 2 runs", "generate:", "4 runs of simsiam, each", "all:"):
+        assert text in done.stdout
+
+
+def grid(file: Path, **changes: Any) -> Grid:
+    path = file.parent / "changed.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return load_study(path)
+
+
+def test_all_variants_come_with_the_first_seed_before_the_next(file: Path) -> None:
+    found = grid(file, vary={"gamma": {0.5: {"quality": {"gamma": 0.5}}, 2: None}, **STUDY["vary"]})  # type: ignore[dict-item]
+    assert [(run.variants, run.experiment.seed) for run in found.runs] == [
+        ((gamma, views), seed)
+        for seed in (0, 1)
+        for gamma in ("0.5", "2")
+        for views in ("baseline", "adaptive + quality")
+    ]
+    assert found.runs[0].folder == Path("runs/0-5/baseline/seed-0")
+    assert found.runs[0].experiment.quality is None, "a later axis is laid over an earlier one"
+    quality = found.runs[1].experiment.quality
+    assert quality is not None
+    assert (quality.gamma, quality.encoder) == (0.5, "generator")
+    assert not any(run.experiment.baseline for run in found.runs)
+
+
+def test_mappings_merge_and_another_kind_replaces_the_whole() -> None:
+    base = {
+        "method": {"kind": "simsiam", "projection": 8},
+        "training": {"batch": 8, "backbone": {"name": "a"}},
+        "x": [1],
+    }
+    assert laid_over(base, {"training": {"backbone": {"args": {}}}, "x": [2, 3]}) == {
+        "method": {"kind": "simsiam", "projection": 8},
+        "training": {"batch": 8, "backbone": {"name": "a", "args": {}}},
+        "x": [2, 3],
+    }
+    assert laid_over(base, {"method": {"kind": "moco_v2"}})["method"] == {"kind": "moco_v2"}
+    assert laid_over(base, {"method": {"kind": "simsiam", "bottleneck": 4}})["method"]["projection"] == 8
+    assert laid_over(base, {"method": None})["method"] is None
+    assert laid_over({"method": None}, {"method": {"queue": 3}}) == {"method": {"queue": 3}}
+    assert base["training"] == {"batch": 8, "backbone": {"name": "a"}}, "the original is left alone"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "one at least"),
+        ({"seeds": [1, 1]}, "different numbers"),
+        ({"vary": {}}, "an axis at least"),
+        ({"vary": {"views": {}}}, "a variant at least"),
+        ({"compare": {}}, "names one axis"),
+        ({"compare": {"view": "baseline"}}, "vary has no 'view' but views. Did you mean 'views'"),
+        ({"compare": {"views": "baselin"}}, "Did you mean 'baseline'"),
+        ({"vary": {"views": {"baseline": {"seed": 3}}}}, "sets seed: list it under seeds"),
+        ({"vary": {"views": {"baseline": {"baseline": True}}}}, "a variant is the baseline here"),
+        ({"vary": {"views": {"baseline": {"trainin": {}}}}}, "with baseline does not.*\n.*Did you mean 'training'"),
+        ({"vary": {"views": {"a b": {}, "baseline": {}, "a/b": {}}}}, "'a b' and 'a/b' would share the folder a-b"),
+        ({"vary": {"views": {"A": {}, "a": {}}}, "compare": {"views": "a"}}, "would share the folder a"),
+        ({"vary": {"views": {"baseline": {}, "../..": {}}}}, "has neither letter nor digit"),
+        ({"vary": {"views": {"baseline": {}, "a" * 99: {}}}}, "is longer than 80 letters"),
+        ({"vary": {"views": ["baseline"]}}, "vary.views: .*dictionary"),
+        ({"compared": {}}, "does not describe a study:\n.*compared: unknown key. Did you mean 'compare'"),
+        ({"experiment": "bse.yaml"}, "There is no experiment file .*Did you mean .*base.yaml"),
+    ],
+)
+def test_studies_that_cannot_be(changes: dict[str, Any], message: str, file: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        grid(file, **changes)
+
+
+def test_what_is_shared_depends_on_what_the_views_depend_on(file: Path) -> None:
+    """Levels share an analysis, methods and seeds share views too; without test images, a seed has its own."""
+    run = grid(file).runs[1]
+    shared, experiment = Shared(Path()), run.experiment
+
+    def place(**changes: Any) -> tuple[Path, Path]:
+        making = making_of(replace(experiment, **changes), 0)
+        assert making is not None
+        return shared.analysis(making).root, shared.views(making).root
+
+    analysis, views = place()
+    assert place(seed=5, quality=None, method=SimSiam(projection=9)) == (analysis, views)
+    assert place(foreground=replace(experiment.foreground, workers=3)) == (analysis, views)
+    assert place(noise=Random())[0] == analysis
+    assert place(noise=Random())[1] != views
+    assert place(generate=replace(experiment.generate, draws=2))[0] == analysis
+    assert place(generate=replace(experiment.generate, draws=2))[1] != views
+    assert place(foreground=replace(experiment.foreground, share=0.3))[0] != analysis
+    assert place(test=None, seed=5) != place(test=None)
+    assert making_of(grid(file).runs[0].experiment, 0) is None
+
+
+def test_a_link_is_made_once_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    link(tmp_path / "a" / "views", tmp_path / "shared" / "views")
+    link(tmp_path / "a" / "views", tmp_path / "shared" / "views")
+    assert str((tmp_path / "a" / "views").readlink()) == "../shared/views"
+    (tmp_path / "b" / "views").mkdir(parents=True)
+    for place in (tmp_path / "a", tmp_path / "b"):
+        with pytest.raises(UserError, match="delete the run's folder"):
+            link(place / "views", tmp_path / "other")
+
+
+def test_finished_runs_say_on_what(finished: Path) -> None:
+    for run in runs_in(finished).values():
+        assert json.loads((run.root / "finished.json").read_text())["device"] in ("cpu", "cuda:0")
+
+
+def test_the_study_of_the_documentation_is_one(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "study.md").read_text()
+    shutil.copy(root / "experiments" / "quickstart.yaml", tmp_path)
+    (tmp_path / "study.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    found = load_study(tmp_path / "study.yaml")
+    assert f"It has {len(found.runs)} runs" in text
+    assert {run.variants[1] for run in found.runs} == {"baseline", "random level", "adaptive + quality"}
