@@ -40,7 +40,8 @@ from genview.generators.token_diffusion import (
     schedules,
 )
 from genview.store import RunFolder
-from genview.training.fit import Task, fit
+from genview.training.fit import fit
+from genview.training.task import Task
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
 ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, detail_from=(0, 2), detail_channels=4, gist_channels=6)

@@ -20,7 +20,8 @@ from genview.generators.lora import USUAL, read_lora
 from genview.generators.lora_fit import LoraFitSettings, UnclipLora
 from genview.generators.weights import read_unet
 from genview.store import RunFolder
-from genview.training.fit import Task, fit
+from genview.training.fit import fit
+from genview.training.task import Task
 from tiny import tiny_unclip
 
 BASE = UnclipSettings(steps=2, save_size=32, precision="float32")

@@ -25,7 +25,6 @@ from genview.methods import SimSiam
 from genview.noise import Random
 from genview.report import watched
 from genview.store import RunFolder
-from test_cli import said as said
 
 BASE = {
     "generator": {"kind": "embedded", "steps": 1, "batch": 12, "size": 32},

@@ -235,7 +235,8 @@ def _load_fit(file: Path, sets: list[str], out: Path, tell: Callable[..., None] 
     from genview.experiment import FitExperiment, LoraExperiment, for_folder, load, read_yaml
 
     if not file.is_dir():
-        return load(LoraExperiment if "lora" in read_yaml(file) else FitExperiment, file, sets)
+        lora = "lora" in read_yaml(file)
+        return load(LoraExperiment, file, sets) if lora else load(FitExperiment, file, sets)
     experiment, chosen = for_folder(file, out, sets, tell)
     _say(
         "Chosen by the number of images, to be changed with --set: "
