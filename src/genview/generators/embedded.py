@@ -33,7 +33,7 @@ class EmbeddedSettings:
     size: int = 32
     steps: int | None = None
     guidance: float = 1.0
-    pace: float = 2.5
+    pace: float = 1.5
     batch: int = 64
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
