@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from conftest import Painted
 from genview.encoders import BackboneSettings, Code, TokenEncoder, TokenEncoderSettings
+from genview.errors import UserError
 from genview.generators.code import fit_code, fold
 from genview.generators.fit import FitSettings, TokenDiffusion
 from genview.generators.token_diffusion import NOTHING_KNOWN, NetworkSettings, NoisedCode, noised
@@ -165,6 +167,18 @@ def test_the_loss_is_the_error_of_clean_pixels_times_a_bounded_weight(images: Te
     precision = 1 / spread.square()
     assert bool((precision > 12).any() & (precision < 12).any())
     assert torch.allclose(losses, (error * precision.clamp(max=12)).mean(dim=(1, 2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gist_channels": 17}, r"gist_channels is 17, .* have 16 channels: write 1 to 16"),
+        ({"detail_channels": 0}, r"detail_channels is 0, "),
+    ],
+)
+def test_a_code_has_no_more_channels_than_there_are_features(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TokenEncoder(replace(ENCODER, **changes))
 
 
 def test_dropped_codes_are_zero_and_say_so(images: Tensor) -> None:

@@ -141,7 +141,9 @@ def lesson_of(kind: str) -> tuple[Lesson, LessonSettings]:
     if kind == "fit, float64":
         return Guess(), LESSON
     trunk = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}, stem_stride=2)
-    return TokenDiffusion(TokenEncoder(TokenEncoderSettings(trunk, 3, (0, 2), 4)), GENERATOR), GENERATOR
+    return TokenDiffusion(
+        TokenEncoder(TokenEncoderSettings(trunk, 3, (0, 2), 4, gist_channels=6)), GENERATOR
+    ), GENERATOR
 
 
 def taught(kind: str, folder: Path) -> Found:

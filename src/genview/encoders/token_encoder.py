@@ -61,6 +61,9 @@ class TokenEncoder(nn.Module):
     of each stride×stride block, in [-1, 1]; `residual` is the mean variance of the pixels that the sketch misses.
     `generators.code.fit_code` sets them all. That channels have unit variance gives the noise levels of unCLIP
     their meaning: at level l the signal is sqrt(abar_l) and the noise sqrt(1 - abar_l) of one unit.
+
+    Raises:
+        UserError: the trunk has fewer features than the code is to have channels.
     """
 
     mean: Tensor
@@ -75,6 +78,7 @@ class TokenEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(settings.trunk.std).view(1, 3, 1, 1), persistent=False)
         with torch.no_grad():
             seen = self.eval().features(torch.zeros(1, 3, TRIAL, TRIAL))
+        _check(settings, seen)
         self.stride, self.gist_stride = (TRIAL // found.shape[-1] for found in (seen.fine, seen.deep))
         self.detail = nn.Conv2d(seen.fine.shape[1], settings.detail_channels, 1)
         self.gist = nn.Conv2d(seen.deep.shape[1], settings.gist_channels, 1)
@@ -107,6 +111,19 @@ class Features(NamedTuple):
     tokens: Tensor
     fine: Tensor
     deep: Tensor
+
+
+def _check(settings: TokenEncoderSettings, seen: Features) -> None:
+    """See that there are features for the code."""
+    for name, channels, found in (
+        ("detail", settings.detail_channels, seen.fine),
+        ("gist", settings.gist_channels, seen.deep),
+    ):
+        if not 1 <= channels <= found.shape[1]:
+            raise UserError(
+                f"encoder.{name}_channels is {channels}, and the feature levels encoder.{name}_from have "
+                f"{found.shape[1]} channels: write 1 to {found.shape[1]}, or name other levels."
+            )
 
 
 class FrozenTokenEncoder:
