@@ -43,8 +43,8 @@ class EmbeddedSettings:
         "fast": {"steps": 1},
         "draft": {"steps": 1},
     }
-    """Points of speed against quality, as measured: more than two steps make views of the model inside the package
-    worse, so there are but two points (see its card)."""
+    """Points of speed against quality, as measured: more than two steps trade class for diversity, as a higher level
+    does, and cost more, so there are but two points (see the card of the model inside the package)."""
 
     def load(self, device: torch.device | str) -> Embedded:
         """Read the weights.
