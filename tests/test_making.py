@@ -66,12 +66,12 @@ def test_one_of_three_processes_ends_in_the_same_files(photographs: Path, here: 
     assert len(ViewTable(run.views)) == 2 * (24 - 1), "24 of the 30 are trained on, and one of them is damaged"
 
 
-def test_another_process_ends_in_the_same_files(photographs: Path, here: RunFolder, tmp_path: Path) -> None:
-    """One is started for the part of the analysis that is missing, one for the views: each imports for seconds."""
+def test_processes_of_this_machine_end_in_the_same_files(photographs: Path, here: RunFolder, tmp_path: Path) -> None:
+    """One is started for the part of the analysis that is missing, two for the views: each imports for seconds."""
     run = RunFolder(Path(shutil.copytree(here.root, tmp_path / "run")))
     shutil.rmtree(run.views)
     (run.analysis / "part-00002.parquet").unlink()
-    made(photographs, run.root, Local(1), draws=2, scores={})
+    made(photographs, run.root, Local(2), draws=2, scores={})
     assert files_of(run) == files_of(here)
 
 
