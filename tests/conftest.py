@@ -45,9 +45,12 @@ class Painted:
         return Image.fromarray((ground * 255 + chance.uniform(0, 10, ground.shape)).clip(0, 255).astype(np.uint8))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """The models of the tests are too small to share, and cores that are busy otherwise would make them wait."""
+    """Before whatever a module shares is made: bytes are compared, and two threads round otherwise than one.
+
+    The models of the tests are too small to share, and cores that are busy otherwise would make them wait.
+    """
     torch.set_num_threads(1)
 
 
