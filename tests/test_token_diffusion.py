@@ -17,7 +17,7 @@ from genview.encoders import BackboneSettings, Code, TokenEncoder, TokenEncoderS
 from genview.errors import UserError
 from genview.generators.code import fit_code, fold
 from genview.generators.fit import FitSettings, TokenDiffusion
-from genview.generators.token_diffusion import NOTHING_KNOWN, NetworkSettings, NoisedCode, noised
+from genview.generators.token_diffusion import NOTHING_KNOWN, NetworkSettings, NoisedCode, create_unet, noised
 
 TRUNK = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
 ENCODER = TokenEncoderSettings(TRUNK, tokens_from=3, detail_from=(0, 2), detail_channels=4, gist_channels=6)
@@ -179,6 +179,12 @@ def test_the_loss_is_the_error_of_clean_pixels_times_a_bounded_weight(images: Te
 def test_a_code_has_no_more_channels_than_there_are_features(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TokenEncoder(replace(ENCODER, **changes))
+
+
+@pytest.mark.parametrize("patch", [0, 3, 8])
+def test_a_patch_divides_the_stride_of_the_code(model: TokenDiffusion, patch: int) -> None:
+    with pytest.raises(UserError, match=rf"patch is {patch}, which does not divide the 4 pixels"):
+        create_unet(NetworkSettings(patch=patch), model.encoder)
 
 
 def test_dropped_codes_are_zero_and_say_so(images: Tensor) -> None:

@@ -68,9 +68,18 @@ class Sampling:
 
 
 def create_unet(settings: NetworkSettings, encoder: TokenEncoder) -> Any:
-    """Create diffusers' UNet for folded noisy pixels, the guess at them, and the code; its first output is zero."""
+    """Create diffusers' UNet for folded noisy pixels, the guess at them, and the code; its first output is zero.
+
+    Raises:
+        UserError: `patch` does not divide the stride of the code.
+    """
     from diffusers import UNet2DModel
 
+    if settings.patch < 1 or encoder.stride % settings.patch:
+        raise UserError(
+            f"fit.network.patch is {settings.patch}, which does not divide the {encoder.stride} pixels of a position "
+            "of the detail: write a divisor, or name deeper levels in encoder.detail_from."
+        )
     depth, folded = len(settings.widths), 3 * settings.patch**2
     unet: Any = UNet2DModel(
         in_channels=2 * folded + encoder.settings.detail_channels + encoder.settings.gist_channels + 1,
