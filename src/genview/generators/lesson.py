@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +81,13 @@ class Lesson(nn.Module, ABC):
         """Return the part of the state that a checkpoint keeps: all of it, where a lesson knows no better."""
         return self.state_dict()
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the result as it would be finished now; the lesson itself stays as it is.
 
         Raises:
             UserError: the disk is full.
         """
-        raise NotImplementedError
 
     def generator(self, folder: Path, device: torch.device) -> Generator | None:  # noqa: ARG002 - for others
         """Load what `save` wrote as a user would, to draw samples; None where this takes too much."""
