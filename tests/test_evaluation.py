@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from genview.evaluation import (
     split,
     stratified,
 )
+from genview.evaluation.features import room
 from genview.evaluation.knn import PAIR, chunks, neighbours
 from genview.evaluation.linear import accuracy, fitted
 from genview.evaluation.rows import Rows
@@ -312,6 +316,33 @@ def test_features_come_in_order_in_eval_mode_and_without_unreadable_images() -> 
     assert backbone.modes == [False] * 3
     assert (backbone.training, backbone.frozen.training) == (True, False)
     assert bad == [("colour0/0003.png", "made so")]
+
+
+def test_many_features_go_to_a_file_and_give_the_same_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert room(10, 3, most=120).dtype == torch.float32
+    kept = room(60, 6, most=1439)
+    assert kept.dtype == torch.float16
+    assert kept.shape == (60, 6)
+    assert not list(tmp_path.iterdir()), "the file has no name, so nothing is left whatever happens"
+    train, test = blobs(60, 1.5, 1), blobs(40, 1.5, 2)
+    kept[:] = train.x
+    filed = Features(kept, train.y)
+    assert neighbours(filed, test, 5).similarity.dtype == torch.float32
+    assert knn_accuracy(filed, test, k=5) == pytest.approx(knn_accuracy(train, test, k=5), abs=0.026)
+    known_rows, filed_rows = (Rows.standardised(part) for part in (train, filed))
+    assert torch.allclose(known_rows.part(slice(5))[0], filed_rows.part(slice(5))[0], atol=5e-3)
+
+
+def test_a_full_disk_is_met_before_the_first_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="is full"):
+        room(60, 6, most=0)
 
 
 def test_images_without_labels_cannot_be_evaluated_on() -> None:

@@ -208,6 +208,8 @@ def test_words() -> None:
 
 
 def test_whole_page(run: RunFolder) -> None:
+    score(run, {"linear/top1": 0.75}, "best")
+    score(run, {"knn/top1@k=20": 0.671, "linear/top1": 0.5})
     assert write_page(run, Digits()) == run.page
     page = Page(run.page)
     assert [section["id"] for section in page.all("section")] == SECTIONS
@@ -218,7 +220,7 @@ def test_whole_page(run: RunFolder) -> None:
     assert all(image["alt"] for image in page.all("img"))
     assert all(svg["aria-label"] for svg in page.all("svg"))
     text = page.texts["results"]
-    for number in ("67.1%", "63.1%", "+4.0", "50.0%", "51.2%", "−1.2"):
+    for number in ("67.1%", "63.1%", "+4.0", "50.0%", "51.2%", "−1.2", "knn-1", "linear-1", "75.0%"):
         assert number in text
     assert "with generated views and quality weights" in text
     assert "images: root: <photos> & more" in " ".join(page.texts["experiment"].split())

@@ -40,7 +40,7 @@ class Linear:
     epochs: int = 50
     batch: int = 256
     momentum: float = 0.9
-    protocol: ClassVar[str] = "linear-2"
+    protocol: ClassVar[str] = "linear-1"
 
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('linear/top1', share of test images that are right) by L-BFGS, then ('linear/sgd-top1', …)."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ONLINE_IMAGES = 2000
 ONLINE_K = 20
-ONLINE_LINEAR = Linear(l2=(1e-3,), iterations=50)
+ONLINE_LINEAR = Linear(l2=(1e-3,), iterations=50, rates=())
 """Quick rather than best: the curve of a training, not its result."""
 
 

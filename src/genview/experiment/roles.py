@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 from genview.errors import UserError
 from genview.evaluation import split
-from genview.images import ImageSource
+from genview.experiment.load import dump
+from genview.images import ImageSettings, ImageSource
+from genview.images.source import Tell
 
 TEST = 0.2
 """Share of each class that is only scored, where no test images are given."""
@@ -28,6 +33,17 @@ class Roles(NamedTuple):
     labelled: ImageSource | None = None
     bank: ImageSource | None = None
     validation: ImageSource | None = None
+
+
+def built(images: ImageSettings, index: Path | None, tell: Tell) -> ImageSource:
+    """Build a source; its list is kept in `index`, where there is one, under a name that tells settings apart.
+
+    Raises:
+        UserError: there are no images.
+    """
+    digest = hashlib.blake2b(json.dumps(dump(images)).encode(), digest_size=6).hexdigest()
+    source: ImageSource = images.build(index and index / digest, tell)
+    return source
 
 
 def roles_of(images: ImageSource, test: ImageSource | None, validation: float) -> Roles:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,13 +14,12 @@ from genview.encoders import FrozenEncoder, load_frozen
 from genview.errors import UserError
 from genview.experiment.evaluating import judge_run, online_probe
 from genview.experiment.load import dump, read_yaml, to_yaml
-from genview.experiment.roles import Roles, roles_of
+from genview.experiment.roles import Roles, built, roles_of
 from genview.experiment.schema import Experiment, essential
 from genview.experiment.weighing import weigher
 from genview.foreground import Analysis, Looking
 from genview.generators import Generator, ViewTable
 from genview.generators.imported import imported
-from genview.images import ImageSettings, ImageSource
 from genview.images.held import held
 from genview.images.source import silent
 from genview.pairs import FindView, Pairs
@@ -89,8 +86,9 @@ class Stages:
         Raises:
             UserError: there are none, or not the labels that are needed.
         """
-        test = None if self.experiment.test is None else self._found(self.experiment.test)
-        return roles_of(self._found(self.experiment.images), test, self.experiment.validation)
+        wanted, index = self.experiment, self.index
+        test = None if wanted.test is None else built(wanted.test, index, self.tell)
+        return roles_of(built(wanted.images, index, self.tell), test, wanted.validation)
 
     @cached_property
     def generator(self) -> Generator:
@@ -98,12 +96,6 @@ class Stages:
         if self.experiment.generator is None:
             raise UserError("This experiment has generator: null, so there is nothing to analyse or to generate.")
         return self.experiment.generator.load(self.device)
-
-    def _found(self, images: ImageSettings) -> ImageSource:
-        """Build a source; its list is kept under a name that tells settings apart."""
-        digest = hashlib.blake2b(json.dumps(dump(images)).encode(), digest_size=6).hexdigest()
-        source: ImageSource = images.build(self.index and self.index / digest, self.tell)
-        return source
 
     def pretrain(self, tell: Tell) -> None:
         """Train the backbone, and the baseline if the experiment wants one."""
