@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -446,3 +446,14 @@ def test_another_version_of_a_protocol_is_another_result(monkeypatch: pytest.Mon
     assert before.startswith("knn-")
     monkeypatch.setattr(Knn, "protocol", "knn-99")
     assert name_of(Knn()) != before
+
+
+def test_the_evaluation_of_the_documentation_is_one() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text()
+    scope: dict[str, Any] = {"__name__": __name__}  # a dataclass looks for its module
+    exec(text.partition("```python\n")[2].partition("```")[0], scope)
+    train, test = blobs(90, 1.0, 1), blobs(60, 1.0, 2)
+    found = dict(scope["NearestMean"]().run(known(train, test)))
+    means = torch.stack([train.x[train.y == label].mean(dim=0) for label in range(3)])
+    assert found == {"mean/top1": float((torch.cdist(test.x, means).argmin(dim=1) == test.y).double().mean())}
+    assert 0.5 < found["mean/top1"] < 1

@@ -36,7 +36,7 @@ def scores(material: Material) -> Section:
     """Final scores beside those of the best backbone, and of the same budget without views and weights."""
     found = material.results
     reading = (
-        "What the last backbone of the training scores on test images, and by which protocol. The best one is that of "
+        "What the last backbone of the training scores on test images, and by which protocol. Best is the one with "
         "the highest online kNN on held-out training images. One seed each: a small difference may be chance."
     )
     if not found:
