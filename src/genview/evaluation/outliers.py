@@ -1,0 +1,108 @@
+"""How well images of another kind are told from those that the backbone was meant for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from genview.evaluation.features import Features, extract
+from genview.evaluation.knn import SIMILARITIES
+from genview.evaluation.named import named
+from genview.evaluation.subject import Subject
+from genview.images import ImageSource, SingleImages
+
+Score = Literal["knn", "mahalanobis"]
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """AUROC of the test images against `images`, which are of no class of the training images.
+
+    Scores: 'knn' is the distance to the `k`-th nearest training image between normalised features (Sun et al., ICML
+    2022, arXiv 2204.06507; `k` is at most the number of training images). 'mahalanobis' is the least distance to the
+    mean of a class under the covariance that all classes share (Lee et al., NeurIPS 2018, arXiv 1807.03888,
+    section 2.1, on these features alone).
+    """
+
+    images: SingleImages
+    kind: Literal["outliers"] = "outliers"
+    scores: tuple[Score, ...] = ("knn",)
+    k: int = 50
+
+    protocol: ClassVar[str] = "outliers-1"
+
+    def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
+        """Yield ('outliers/SCORE/auroc', chance that an outlier's score is above a test image's)."""
+        train, test = subject.features
+        reading = named(subject.reading, "outliers")
+        found = extract(subject.load().to(reading.device), AsOne(self.images.build()), reading)
+        for score in self.scores:
+            inside, outside = (self._scores(score, train, part.x) for part in (test, found))
+            yield f"outliers/{score}/auroc", auroc(inside, outside)
+
+    def _scores(self, score: Score, train: Features, x: Tensor) -> Tensor:
+        return knn_distance(train.x, x, self.k) if score == "knn" else mahalanobis(train, x)
+
+
+@dataclass(frozen=True)
+class AsOne:
+    """A source whose images are all of one class, whatever they were: outliers need no labels."""
+
+    source: ImageSource
+    classes: tuple[str, ...] = ("other",)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def key(self, i: int) -> str:
+        """As in the source."""
+        return self.source.key(i)
+
+    def image(self, i: int) -> Image.Image:
+        """As in the source."""
+        return self.source.image(i)
+
+    def label(self, i: int) -> int | None:  # noqa: ARG002 - the same for all
+        """The one class."""
+        return 0
+
+
+def knn_distance(bank: Tensor, x: Tensor, k: int, chunk: int | None = None) -> Tensor:
+    """Distance of features N×D to the k-th nearest of M×D, all divided by their length; N values.
+
+    As many are taken at a time as keep the similarities within 256 MB, unless `chunk` says how many.
+    """
+    known, k = F.normalize(bank, dim=1), min(k, len(bank))
+    chunk = chunk or max(1, SIMILARITIES // len(bank))
+    last = [(F.normalize(part, dim=1) @ known.T).topk(k, dim=1).values[:, -1] for part in x.split(chunk)]
+    return (2 - 2 * torch.cat(last)).clamp(min=0).sqrt()
+
+
+def mahalanobis(train: Features, x: Tensor) -> Tensor:
+    """Least squared distance of features N×D to a class mean under the shared covariance; N values.
+
+    Directions in which the training features do not vary do not count.
+    """
+    rows, labels = train.x.double(), train.y.unique()
+    means = torch.stack([rows[train.y == label].mean(dim=0) for label in labels])
+    centred = rows - means[torch.searchsorted(labels, train.y)]
+    precision = torch.linalg.pinv(centred.T @ centred / len(rows), hermitian=True)
+    distances = []
+    for mean in means:
+        off = x.double() - mean
+        distances.append((off @ precision * off).sum(dim=1))
+    return torch.stack(distances).min(dim=0).values
+
+
+def auroc(inside: Tensor, outside: Tensor) -> float:
+    """Chance that a score of `outside` is above one of `inside`; equal ones count half (Mann & Whitney)."""
+    ordered = inside.sort().values
+    below = torch.searchsorted(ordered, outside)
+    upto = torch.searchsorted(ordered, outside, right=True)
+    return float((below + upto).double().mean()) / (2 * len(inside))
