@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import sets
@@ -16,9 +17,13 @@ from conftest import Painted
 from genview.encoders import Backbone
 from genview.errors import UserError
 from genview.evaluation import Features, Reading
+from genview.evaluation.detection import Detection
+from genview.evaluation.outliers import Outliers
 from genview.evaluation.regression import chosen, halved, mean_per_class, regression, top1
+from genview.evaluation.robustness import Robustness
 from genview.evaluation.subject import Subject
 from genview.evaluation.transfer import NamedSet, OwnSet, Transfer
+from genview.experiment.load import parse
 from genview.images import FolderImages, TorchvisionImages, UnreadableImage
 from genview.images.torchvision_sets import PARTS, SetName
 
@@ -116,7 +121,7 @@ def test_parts_that_a_set_does_not_have(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Food101 has no part 'val', only train, test"):
         TorchvisionImages(str(root), name="Food101", part="val").build()
     for name in sets.WRITERS:
-        with pytest.raises(UserError, match=rf"{name} is not below .*images\.download=true"):
+        with pytest.raises(UserError, match=rf"{name} is not below .*`download` to true"):
             TorchvisionImages(str(tmp_path), name=name).build()  # type: ignore[arg-type]
 
 
@@ -244,3 +249,17 @@ def test_sets_that_do_not_fit(tmp_path: Path) -> None:
     for names in ((), ("a", "a"), ("a/b",), ("..",)):
         with pytest.raises(UserError, match="names of their own"):
             Transfer(tuple(OwnSet(name, bare) for name in names))
+
+
+def test_the_snippets_of_the_documentation_are_evaluations() -> None:
+    """And the names and protocols of its table are theirs."""
+    text = (Path(__file__).parent.parent / "docs" / "evaluation-transfer.md").read_text()
+    known: dict[str, type] = {kind.kind: kind for kind in (Transfer, Detection, Robustness, Outliers)}
+    found = [
+        parse(known[row["kind"]], row, "the documentation")
+        for block in text.split("```yaml\n")[1:]
+        for row in yaml.safe_load(block.partition("```")[0])["evaluation"]
+    ]
+    assert {type(one) for one in found} == set(known.values())
+    assert all(f"| `{kind.kind}` |" in text and f"`{kind.protocol}`" in text for kind in known.values())  # type: ignore[attr-defined]
+    assert all(f"| {name}" in text or f", {name} |" in text for name in PARTS)

@@ -86,7 +86,7 @@ def _opened(settings: TorchvisionImages) -> Any:
     try:
         return getattr(datasets, settings.name)(Path(settings.root), download=settings.download, **options)
     except (RuntimeError, OSError, ValueError) as error:
-        fetch = "It could not be fetched" if settings.download else "Fetch it with images.download=true"
+        fetch = "It could not be fetched" if settings.download else "Set its `download` to true to fetch it"
         raise UserError(
             f"{settings.name} is not below {settings.root} ({error}). {fetch}, or put torchvision's files there."
         ) from error

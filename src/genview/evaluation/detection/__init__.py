@@ -16,9 +16,9 @@ from genview.errors import UserError
 from genview.evaluation.continuing import digest_of_file, digest_of_weights
 from genview.evaluation.detection.coco import Annotated, check_masks, check_same_categories, pycocotools, read
 from genview.evaluation.detection.data import Objects
-from genview.evaluation.detection.model import Norms, detector
+from genview.evaluation.detection.model import Norms, Precision, detector
 from genview.evaluation.detection.score import What, average_precision, detect
-from genview.evaluation.detection.train import Precision, train
+from genview.evaluation.detection.train import train
 from genview.evaluation.subject import Subject
 from genview.store import claim, write_bytes
 
@@ -49,7 +49,7 @@ class Detection:
         short: sides in pixels to which the shorter side is resized, one at random; the last one when scoring.
         longest: side in pixels that no image exceeds.
         width: channels of the pyramid; the box head has four times as many.
-        precision: 'auto' is bfloat16 on GPUs that are made for it, else float32.
+        precision: of backbone and pyramid; 'auto' is bfloat16 on GPUs that are made for it, else float32.
     """
 
     train: str
@@ -93,7 +93,7 @@ class Detection:
             model = detector(backbone, self, len(learned.categories), subject.seed)
             train(model, objects, self, subject.reading, subject.seed, subject.folder)
             categories = {label: category for category, label in learned.labels.items()}
-            found = detect(model, shown, categories, subject.reading, self.precision)
+            found = detect(model, shown, categories, subject.reading)
             write_bytes(place, json.dumps(found).encode())
         content = _detections(place)
         for name, what in SCORED if self.masks else SCORED[:1]:

@@ -19,6 +19,7 @@ from genview.errors import UserError
 from genview.seeds import seed_of
 
 Norms = Literal["trained", "frozen"]
+Precision = Literal["auto", "float32", "bfloat16"]
 STAGES = 4
 PROBE = 64
 """Side in pixels of the image that tells what a backbone's stages give."""
@@ -37,6 +38,8 @@ class Shape(Protocol):
     def short(self) -> tuple[int, ...]: ...  # noqa: D102
     @property
     def longest(self) -> int: ...  # noqa: D102
+    @property
+    def precision(self) -> Precision: ...  # noqa: D102
 
 
 class Pyramid(nn.Module):
@@ -46,14 +49,17 @@ class Pyramid(nn.Module):
     stem. With `norms` 'trained' the backbone's BatchNorm learns and the pyramid has BatchNorm too; 'frozen' keeps
     statistics and scales as they are, and the pyramid has none.
 
+    Only here is anything computed in bfloat16, and the maps are float32 again: torchvision computes boxes in the
+    precision of the maps, and bfloat16 would round a place of 1000 px to 4.
+
     Raises:
         UserError: the backbone has no four stages whose maps halve from one to the next.
     """
 
-    def __init__(self, backbone: Backbone, width: int, norms: Norms) -> None:
+    def __init__(self, backbone: Backbone, width: int, norms: Norms, precision: Precision = "auto") -> None:
         super().__init__()
         self.net: Any = backbone.net
-        self.out_channels, self.norms = width, norms
+        self.out_channels, self.norms, self.precision = width, norms, precision
         norm = nn.BatchNorm2d if norms == "trained" else None
         self.fpn = FeaturePyramidNetwork(channels(backbone), width, LastLevelMaxPool(), norm)
         if norms == "frozen":
@@ -62,8 +68,10 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return maps by level, the finest first."""
-        found: dict[str, Tensor] = self.fpn(OrderedDict((str(n), y) for n, y in enumerate(stages(self.net, x))))
-        return found
+        auto = self.precision == "auto" and x.is_cuda and torch.cuda.is_bf16_supported()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=auto or self.precision == "bfloat16"):
+            found = self.fpn(OrderedDict((str(n), y) for n, y in enumerate(stages(self.net, x))))
+        return {level: y.float() for level, y in found.items()}
 
     def train(self, mode: bool = True) -> Pyramid:
         """Frozen norms stay in eval mode."""
@@ -126,7 +134,7 @@ def detector(backbone: Backbone, settings: Shape, classes: int, seed: int) -> Fa
             "box_head": TwoMLPHead(width * 7**2, 4 * width),
             "box_predictor": FastRCNNPredictor(4 * width, classes + 1),
         }
-        pyramid = Pyramid(backbone, width, settings.norms)
+        pyramid = Pyramid(backbone, width, settings.norms, settings.precision)
         if not settings.masks:
             return FasterRCNN(pyramid, **common)
         heads = MaskRCNNHeads(width, (width,) * 4, 1)

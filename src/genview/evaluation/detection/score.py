@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from genview.errors import UserError
 from genview.evaluation.detection.coco import Annotated, Row, pycocotools
 from genview.evaluation.detection.data import Example, Objects
-from genview.evaluation.detection.train import Precision, mixed, on_device, tell_unreadable
+from genview.evaluation.detection.train import on_device, tell_unreadable
 from genview.evaluation.features import Reading
 
 What = Literal["bbox", "segm"]
@@ -23,7 +23,7 @@ What = Literal["bbox", "segm"]
 
 @torch.no_grad()
 def detect(
-    detector: nn.Module, objects: Objects, categories: dict[int, int], reading: Reading, precision: Precision
+    detector: nn.Module, objects: Objects, categories: dict[int, int], reading: Reading
 ) -> dict[str, list[Any]]:
     """Look at every image; return `found`, rows as COCO's results have them, and `seen`, ids of the images.
 
@@ -44,8 +44,7 @@ def detect(
     for n, example in enumerate(loader, start=1):
         tell_unreadable(example, reading)
         if not example.reason:
-            with mixed(reading.device, precision):
-                (output,) = detector(on_device([example], reading.device)[0])
+            (output,) = detector(on_device([example], reading.device)[0])
             found += rows(output, example.id, categories)
             seen.append(example.id)
         if reading.tell:

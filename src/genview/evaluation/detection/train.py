@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from genview.training.duration import steps_of
 from genview.training.interrupt import Interruption
 from genview.training.state import continuing
 
-Precision = Literal["auto", "float32", "bfloat16"]
 FIRST = 0.001
 """Of the rate, at the first step of the warm-up."""
 KEPT_EVERY = 1000
@@ -49,8 +47,6 @@ class Schedule(Protocol):
     def warmup(self) -> int: ...  # noqa: D102
     @property
     def drops(self) -> tuple[float, ...]: ...  # noqa: D102
-    @property
-    def precision(self) -> Precision: ...  # noqa: D102
 
 
 def rate_at(step: int, steps: int, settings: Schedule) -> float:
@@ -201,9 +197,8 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.step, self.steps, self.settings)
         images, targets = on_device(batch, self.reading.device)
-        with mixed(self.reading.device, self.settings.precision):
-            losses: dict[str, Tensor] = self.detector(images, targets)
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        losses: dict[str, Tensor] = self.detector(images, targets)
+        total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
             raise UserError(
                 f"The detector's loss is not finite at step {self.step + 1} of {self.steps} (images "
@@ -233,10 +228,3 @@ def on_device(batch: list[Example], device: str) -> tuple[list[Tensor], list[Tar
     """Return images, floats in [0, 1], and targets."""
     images = [example.image.to(device).float() / 255 for example in batch]
     return images, [{name: value.to(device) for name, value in example.target.items()} for example in batch]
-
-
-def mixed(device: str, precision: Precision) -> AbstractContextManager[Any]:
-    """Within, what can be computed in bfloat16 is; 'auto' does so on GPUs that are made for it."""
-    kind = torch.device(device).type
-    auto = precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(kind, torch.bfloat16) if auto or precision == "bfloat16" else nullcontext()
