@@ -255,7 +255,7 @@ def test_the_snippets_of_the_documentation_are_evaluations() -> None:
     """And the names and protocols of its table are theirs."""
     text = (Path(__file__).parent.parent / "docs" / "evaluation-transfer.md").read_text()
     known: dict[str, type] = {kind.kind: kind for kind in (Transfer, Detection, Robustness, Outliers)}
-    found = [
+    found: list[object] = [
         parse(known[row["kind"]], row, "the documentation")
         for block in text.split("```yaml\n")[1:]
         for row in yaml.safe_load(block.partition("```")[0])["evaluation"]

@@ -15,7 +15,7 @@ from genview.evaluation.features import Features, extract
 from genview.evaluation.knn import SIMILARITIES
 from genview.evaluation.named import named
 from genview.evaluation.subject import Subject
-from genview.images import ImageSource, SingleImages
+from genview.images import ImageSource, SingleImages, silent
 
 Score = Literal["knn", "mahalanobis"]
 
@@ -41,7 +41,8 @@ class Outliers:
         """Yield ('outliers/SCORE/auroc', chance that an outlier's score is above a test image's)."""
         train, test = subject.features
         reading = named(subject.reading, "outliers")
-        found = extract(subject.load().to(reading.device), AsOne(self.images.build()), reading)
+        source = AsOne(self.images.build(tell=reading.tell or silent))
+        found = extract(subject.load().to(reading.device), source, reading)
         for score in self.scores:
             inside, outside = (self._scores(score, train, part.x) for part in (test, found))
             yield f"outliers/{score}/auroc", auroc(inside, outside)

@@ -21,7 +21,7 @@ from genview.evaluation.knn import knn_accuracy
 from genview.evaluation.named import named
 from genview.evaluation.regression import chosen, halved, mean_per_class, regression, top1
 from genview.evaluation.subject import Subject
-from genview.images import ImageSource, SingleImages, TorchvisionImages
+from genview.images import ImageSource, SingleImages, Tell, TorchvisionImages, silent
 from genview.images.torchvision_sets import PARTS, Part, SetName
 from genview.store import claim
 
@@ -55,7 +55,7 @@ class NamedSet:
         """What is usual for the set."""
         return "mean_per_class" if self.name in PER_CLASS else "top1"
 
-    def split(self, seed: int) -> Split:  # noqa: ARG002 - the split is the set's own
+    def split(self, seed: int, tell: Tell) -> Split:  # noqa: ARG002 - the split is the set's own
         """Open the set."""
         train, test = self._part("train"), self._part("test")
         return Split(train, self._part("val") if "val" in PARTS[self.name] else None, test)
@@ -79,14 +79,14 @@ class OwnSet:
     kind: Literal["own"] = "own"
     measure: MeasureName = "top1"
 
-    def split(self, seed: int) -> Split:
-        """Open the set."""
-        train: ImageSource = self.train.build()
+    def split(self, seed: int, tell: Tell) -> Split:
+        """Open the set; `tell` is told of looking for its images."""
+        train: ImageSource = self.train.build(tell=tell)
         if self.test is None:
             train, test = split(train, TESTED, seed)
         else:
-            test = self.test.build()
-        return Split(train, None if self.val is None else self.val.build(), test)
+            test = self.test.build(tell=tell)
+        return Split(train, None if self.val is None else self.val.build(tell=tell), test)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ class Transfer:
             UserError: a set is not there, has no labels, or its parts have different classes.
         """
         backbone = subject.load().to(subject.reading.device)
-        opened = {one.name: checked(one.name, one.split(subject.seed)) for one in self.sets}
+        tell = subject.reading.tell or silent
+        opened = {one.name: checked(one.name, one.split(subject.seed, tell)) for one in self.sets}
         images = {
             name: [None if part is None else digest_of_images(part) for part in parts]
             for name, parts in opened.items()
