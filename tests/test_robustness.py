@@ -204,8 +204,9 @@ def test_mahalanobis_against_loops() -> None:
     shared = np.mean([np.outer(r - means[n], r - means[n]) for r, n in zip(rows, y, strict=True)], axis=0)
     inverse = np.linalg.inv(shared[:3, :3])
     expected = [min(float((a - m)[:3] @ inverse @ (a - m)[:3]) for m in means.values()) for a in asked]
-    found = mahalanobis(Features(torch.tensor(rows).float(), torch.tensor(y)), torch.tensor(asked).float())
-    assert found.tolist() == pytest.approx(expected, rel=1e-3)
+    train, x = Features(torch.tensor(rows).float(), torch.tensor(y)), torch.tensor(asked).float()
+    assert mahalanobis(train, x).tolist() == pytest.approx(expected, rel=1e-3)
+    assert torch.allclose(mahalanobis(train, x, chunk=4), mahalanobis(train, x))
 
 
 def test_white_images_among_coloured_ones_stand_out(tmp_path: Path) -> None:

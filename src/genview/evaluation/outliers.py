@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genview.evaluation.features import Features, extract
-from genview.evaluation.knn import SIMILARITIES
 from genview.evaluation.named import named
 from genview.evaluation.subject import Subject
-from genview.images import ImageSource, SingleImages, silent
+from genview.images import ImageSource, SingleImages
+from genview.images.source import silent
 
+VALUES = 2**26
+"""Held in memory at a time (256 MB in float32)."""
 Score = Literal["knn", "mahalanobis"]
 
 
@@ -79,25 +81,35 @@ def knn_distance(bank: Tensor, x: Tensor, k: int, chunk: int | None = None) -> T
 
     As many are taken at a time as keep the similarities within 256 MB, unless `chunk` says how many.
     """
-    known, k = F.normalize(bank, dim=1), min(k, len(bank))
-    chunk = chunk or max(1, SIMILARITIES // len(bank))
-    last = [(F.normalize(part, dim=1) @ known.T).topk(k, dim=1).values[:, -1] for part in x.split(chunk)]
+    known, k = F.normalize(bank.float(), dim=1), min(k, len(bank))
+    chunk = chunk or max(1, VALUES // len(bank))
+    last = [(F.normalize(part.float(), dim=1) @ known.T).topk(k, dim=1).values[:, -1] for part in x.split(chunk)]
     return (2 - 2 * torch.cat(last)).clamp(min=0).sqrt()
 
 
-def mahalanobis(train: Features, x: Tensor) -> Tensor:
+def mahalanobis(train: Features, x: Tensor, chunk: int | None = None) -> Tensor:
     """Least squared distance of features N×D to a class mean under the shared covariance; N values.
 
-    Directions in which the training features do not vary do not count.
+    Directions in which the training features do not vary do not count. Rows are taken as many at a time as make
+    256 MB, unless `chunk` says how many.
     """
-    rows, labels = train.x.double(), train.y.unique()
-    means = torch.stack([rows[train.y == label].mean(dim=0) for label in labels])
-    centred = rows - means[torch.searchsorted(labels, train.y)]
-    precision = torch.linalg.pinv(centred.T @ centred / len(rows), hermitian=True)
-    distances = []
-    for mean in means:
-        off = x.double() - mean
-        distances.append((off @ precision * off).sum(dim=1))
+    width, chunk = x.shape[1], chunk or max(1, VALUES // 2 // x.shape[1])
+    labels, place = train.y.unique(return_inverse=True)
+    means = torch.zeros(len(labels), width, dtype=torch.float64)
+    for part, own in zip(train.x.split(chunk), place.split(chunk), strict=True):
+        means.index_add_(0, own, part.double())
+    means /= place.bincount()[:, None]
+    shared = torch.zeros(width, width, dtype=torch.float64)
+    for part, own in zip(train.x.split(chunk), place.split(chunk), strict=True):
+        centred = part.double() - means[own]
+        shared += centred.T @ centred / len(place)
+    precision = torch.linalg.pinv(shared, hermitian=True)
+    return torch.cat([_least(part.double(), means, precision) for part in x.split(chunk)])
+
+
+def _least(x: Tensor, means: Tensor, precision: Tensor) -> Tensor:
+    """Least of (x − m)ᵀ P (x − m) over the means."""
+    distances = [((x - mean) @ precision * (x - mean)).sum(dim=1) for mean in means]
     return torch.stack(distances).min(dim=0).values
 
 

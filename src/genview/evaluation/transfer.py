@@ -21,7 +21,8 @@ from genview.evaluation.knn import knn_accuracy
 from genview.evaluation.named import named
 from genview.evaluation.regression import chosen, halved, mean_per_class, regression, top1
 from genview.evaluation.subject import Subject
-from genview.images import ImageSource, SingleImages, Tell, TorchvisionImages, silent
+from genview.images import ImageSource, SingleImages, TorchvisionImages
+from genview.images.source import Tell, silent
 from genview.images.torchvision_sets import PARTS, Part, SetName
 from genview.store import claim
 
