@@ -19,10 +19,11 @@ from genview.errors import UserError
 from genview.evaluation import Features, Reading
 from genview.evaluation.detection import Detection
 from genview.evaluation.outliers import Outliers
-from genview.evaluation.regression import chosen, halved, mean_per_class, regression, top1
+from genview.evaluation.regression import Regressing, halved, mean_per_class, top1
 from genview.evaluation.robustness import Robustness
 from genview.evaluation.subject import Subject
 from genview.evaluation.transfer import NamedSet, OwnSet, Transfer
+from genview.experiment import Experiment
 from genview.experiment.load import parse
 from genview.images import FolderImages, TorchvisionImages, UnreadableImage
 from genview.images.torchvision_sets import PARTS, SetName
@@ -157,16 +158,17 @@ def test_a_regression_is_scikit_learns() -> None:
     scaler = StandardScaler().fit(train.x.numpy())
     theirs = LogisticRegression(C=1 / (1e-2 * 90), tol=1e-8, max_iter=2000)
     theirs.fit(scaler.transform(train.x.numpy()), train.y.numpy())
-    ours = regression(train, 3, 1e-2, 500).predicted(test.x)
+    ours = Regressing((), 500, top1).fit(train, 3, 1e-2).predicted(test)
     assert (ours.numpy() == theirs.predict(scaler.transform(test.x.numpy()))).mean() > 0.96
 
 
 def test_the_strength_is_the_best_on_the_validation_part_under_the_measure() -> None:
     train, held = noisy(90, 1), noisy(300, 2)
-    worth = {l2: top1(regression(train, 3, l2, 200).predicted(held.x), held.y) for l2 in (1e-6, 1.0)}
+    how = Regressing((1e-6, 1.0), 200, top1)
+    worth = {l2: how.fit(train, 3, l2).score(held, top1) for l2 in how.l2}
     assert worth[1.0] > worth[1e-6] + 0.01
-    assert chosen(train, held, 3, (1e-6, 1.0), 200, top1) == 1.0
-    assert chosen(train, held, 3, (1e-6, 1.0), 200, lambda p, y: -top1(p, y)) == 1e-6
+    assert how.chosen(train, held, 3) == 1.0
+    assert replace(how, measure=lambda p, y: -top1(p, y)).chosen(train, held, 3) == 1e-6
     own, part = halved(train, 0.2, seed=0)
     assert (len(own.y), part.y.bincount().tolist()) == (72, [6, 6, 6])
 
@@ -225,11 +227,12 @@ def test_the_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     """Strengths are chosen on validation images where there are some, else on a part of the training images."""
     seen = []
 
-    def watched(train: Features, held: Features, *_: object) -> float:
+    def watched(_: object, train: Features, held: Features, classes: int) -> float:
+        assert classes == 2
         seen.append((len(train.y), len(held.y)))
         return 1e-3
 
-    monkeypatch.setattr("genview.evaluation.transfer.chosen", watched)
+    monkeypatch.setattr(Regressing, "chosen", watched)
     parts = own(tmp_path, ("train", "val", "test"), count=10)
     given = OwnSet("given", parts["train"], parts["test"], parts["val"])
     without = OwnSet("without", parts["train"], parts["test"])
@@ -254,12 +257,15 @@ def test_sets_that_do_not_fit(tmp_path: Path) -> None:
 def test_the_snippets_of_the_documentation_are_evaluations() -> None:
     """And the names and protocols of its table are theirs."""
     text = (Path(__file__).parent.parent / "docs" / "evaluation-transfer.md").read_text()
-    known: dict[str, type] = {kind.kind: kind for kind in (Transfer, Detection, Robustness, Outliers)}
-    found: list[object] = [
-        parse(known[row["kind"]], row, "the documentation")
+    known = {kind.kind: kind for kind in (Transfer, Detection, Robustness, Outliers)}
+    images = {"kind": "folder", "root": "IMAGES"}
+    found = [
+        row
         for block in text.split("```yaml\n")[1:]
-        for row in yaml.safe_load(block.partition("```")[0])["evaluation"]
+        for row in parse(
+            Experiment, {"images": images, **yaml.safe_load(block.partition("```")[0])}, "docs"
+        ).evaluation
     ]
     assert {type(one) for one in found} == set(known.values())
-    assert all(f"| `{kind.kind}` |" in text and f"`{kind.protocol}`" in text for kind in known.values())  # type: ignore[attr-defined]
+    assert all(f"| `{kind.kind}` |" in text and f"`{kind.protocol}`" in text for kind in known.values())
     assert all(f"| {name}" in text or f", {name} |" in text for name in PARTS)

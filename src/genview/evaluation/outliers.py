@@ -9,16 +9,16 @@ from typing import ClassVar, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from genview.evaluation.features import Features, extract
+from genview.evaluation.knn import neighbours
 from genview.evaluation.named import named
 from genview.evaluation.subject import Subject
 from genview.images import ImageSource, SingleImages
 from genview.images.source import silent
 
-VALUES = 2**26
-"""Held in memory at a time (256 MB in float32)."""
+VALUES = 2**25
+"""Held in memory at a time (256 MB in float64)."""
 Score = Literal["knn", "mahalanobis"]
 
 
@@ -46,11 +46,11 @@ class Outliers:
         source = AsOne(self.images.build(tell=reading.tell or silent))
         found = extract(subject.load().to(reading.device), source, reading)
         for score in self.scores:
-            inside, outside = (self._scores(score, train, part.x) for part in (test, found))
+            inside, outside = (
+                knn_distance(train, part, self.k, reading.device) if score == "knn" else mahalanobis(train, part.x)
+                for part in (test, found)
+            )
             yield f"outliers/{score}/auroc", auroc(inside, outside)
-
-    def _scores(self, score: Score, train: Features, x: Tensor) -> Tensor:
-        return knn_distance(train.x, x, self.k) if score == "knn" else mahalanobis(train, x)
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,9 @@ class AsOne:
         return 0
 
 
-def knn_distance(bank: Tensor, x: Tensor, k: int, chunk: int | None = None) -> Tensor:
-    """Distance of features N×D to the k-th nearest of M×D, all divided by their length; N values.
-
-    As many are taken at a time as keep the similarities within 256 MB, unless `chunk` says how many.
-    """
-    known, k = F.normalize(bank.float(), dim=1), min(k, len(bank))
-    chunk = chunk or max(1, VALUES // len(bank))
-    last = [(F.normalize(part.float(), dim=1) @ known.T).topk(k, dim=1).values[:, -1] for part in x.split(chunk)]
-    return (2 - 2 * torch.cat(last)).clamp(min=0).sqrt()
+def knn_distance(train: Features, asked: Features, k: int, device: str = "cpu") -> Tensor:
+    """Distance of N features to the k-th nearest training image, all divided by their length; N values."""
+    return (2 - 2 * neighbours(train, asked, k, device=device).similarity[:, -1]).clamp(min=0).sqrt()
 
 
 def mahalanobis(train: Features, x: Tensor, chunk: int | None = None) -> Tensor:
@@ -93,7 +87,7 @@ def mahalanobis(train: Features, x: Tensor, chunk: int | None = None) -> Tensor:
     Directions in which the training features do not vary do not count. Rows are taken as many at a time as make
     256 MB, unless `chunk` says how many.
     """
-    width, chunk = x.shape[1], chunk or max(1, VALUES // 2 // x.shape[1])
+    width, chunk = x.shape[1], chunk or max(1, VALUES // x.shape[1])
     labels, place = train.y.unique(return_inverse=True)
     means = torch.zeros(len(labels), width, dtype=torch.float64)
     for part, own in zip(train.x.split(chunk), place.split(chunk), strict=True):

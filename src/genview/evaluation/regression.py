@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genview.evaluation.features import Features, stratified
 from genview.evaluation.linear import fitted
+from genview.evaluation.rows import Rows
 
 Measure = Callable[[Tensor, Tensor], float]
 """Predicted and true labels, N each → how good that is, in [0, 1]."""
@@ -17,33 +18,39 @@ Measure = Callable[[Tensor, Tensor], float]
 
 @dataclass(frozen=True)
 class Regression:
-    """Features N×D, standardised with `mean` and `std` D, times `weight` D+1×C, the last row being the bias."""
+    """What was fitted: `weight` (D + 1)×C for features that are standardised as `rows` are."""
 
-    mean: Tensor
-    std: Tensor
+    rows: Rows
     weight: Tensor
 
-    def predicted(self, x: Tensor) -> Tensor:
-        """Return the labels N of features N×D."""
-        return ((x - self.mean) / self.std @ self.weight[:-1] + self.weight[-1]).argmax(dim=1)
+    def predicted(self, features: Features) -> Tensor:
+        """Return the labels N of features, on the CPU."""
+        return torch.cat([(x @ self.weight).argmax(dim=1).cpu() for x, _ in self.rows.of(features).parts()])
+
+    def score(self, features: Features, measure: Measure) -> float:
+        """Return how good the labels of features are."""
+        return measure(self.predicted(features), features.y)
 
 
-def regression(train: Features, classes: int, l2: float, iterations: int) -> Regression:
-    """Standardise and fit; see `linear.fitted`."""
-    mean, std = train.x.mean(dim=0), train.x.std(dim=0, correction=0) + 1e-6
-    return Regression(mean, std, fitted(Features((train.x - mean) / std, train.y), classes, l2, iterations))
+@dataclass(frozen=True)
+class Regressing:
+    """How regressions are fitted: strengths to choose from, iterations of L-BFGS, and what makes one the best."""
 
+    l2: Sequence[float]
+    iterations: int
+    measure: Measure
+    device: str = "cpu"
 
-def chosen(
-    train: Features, held: Features, classes: int, strengths: Sequence[float], iterations: int, measure: Measure
-) -> float:
-    """Return the L2 strength with which a regression on `train` is best on `held`; of equal ones the first."""
-    if len(strengths) == 1 or not len(held.y):
-        return strengths[-1]
-    return max(
-        strengths,
-        key=lambda l2: measure(regression(train, classes, l2, iterations).predicted(held.x), held.y),
-    )
+    def fit(self, train: Features, classes: int, l2: float) -> Regression:
+        """Standardise and fit; see `linear.fitted`."""
+        rows = Rows.standardised(train, self.device)
+        return Regression(rows, fitted(rows, classes, l2, self.iterations))
+
+    def chosen(self, train: Features, held: Features, classes: int) -> float:
+        """Return the strength with which a regression on `train` is best on `held`; of equal ones the first."""
+        if len(self.l2) == 1 or not len(held.y):
+            return self.l2[-1]
+        return max(self.l2, key=lambda l2: self.fit(train, classes, l2).score(held, self.measure))
 
 
 def halved(train: Features, share: float, seed: int) -> tuple[Features, Features]:

@@ -13,7 +13,7 @@ from genview.evaluation.continuing import Row, digest_of_images, digest_of_weigh
 from genview.evaluation.corruptions import STRENGTHS, Corrupted, Corruption, Strengths
 from genview.evaluation.features import extract
 from genview.evaluation.named import named
-from genview.evaluation.regression import Regression, chosen, halved, regression, top1
+from genview.evaluation.regression import Regressing, Regression, halved, top1
 from genview.evaluation.subject import Subject
 from genview.store import claim
 
@@ -62,15 +62,14 @@ class Robustness:
         settings = {"protocol": self.protocol, **asdict(self), **images, "size": subject.reading.size}
         claim(subject.folder, {**settings, "seed": subject.seed, "backbone": digest_of_weights(backbone)})
         classes = int(max(train.y.max(), test.y.max())) + 1
-        own, held = halved(train, self.held, subject.seed)
-        best = chosen(own, held, classes, self.l2, self.iterations, top1)
-        probe = regression(train, classes, best, self.iterations)
+        how = Regressing(self.l2, self.iterations, top1, subject.reading.device)
+        probe = how.fit(train, classes, how.chosen(*halved(train, self.held, subject.seed), classes))
         found = {
             name: [self._one(subject, backbone, probe, name, severity) for severity in self.severities]
             for name in self.corruptions
         }
         yield "robustness/top1", fmean(value for values in found.values() for value in values)
-        yield "robustness/clean/top1", top1(probe.predicted(test.x), test.y)
+        yield "robustness/clean/top1", probe.score(test, top1)
         for name, values in found.items():
             yield f"robustness/{name}/top1", fmean(values)
         for name, values in found.items():
@@ -85,7 +84,7 @@ class Robustness:
             strength = STRENGTHS[strengths][name][severity - 1]
             images = Corrupted(subject.test, reading.size, name, strength, subject.seed)
             features = extract(backbone, images, named(reading, f"{name} {severity}"))
-            yield "top1", top1(probe.predicted(features.x), features.y)
+            yield "top1", probe.score(features, top1)
 
         ((_, value),) = kept(subject.folder / f"{name}-{severity}.json", measured)
         return value

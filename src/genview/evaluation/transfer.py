@@ -19,7 +19,7 @@ from genview.evaluation.continuing import Row, digest_of_images, digest_of_weigh
 from genview.evaluation.features import Features, Reading, extract, split
 from genview.evaluation.knn import knn_accuracy
 from genview.evaluation.named import named
-from genview.evaluation.regression import chosen, halved, mean_per_class, regression, top1
+from genview.evaluation.regression import Regressing, halved, mean_per_class, top1
 from genview.evaluation.subject import Subject
 from genview.images import ImageSource, SingleImages, TorchvisionImages
 from genview.images.source import Tell, silent
@@ -156,9 +156,9 @@ class Transfer:
             own, held = train, extract(backbone, parts.val, named(reading, f"{one.name} val"))
             train = Features(torch.cat([own.x, held.x]), torch.cat([own.y, held.y]))
         measure, classes = MEASURES[one.measure], len(parts.train.classes)
-        best = chosen(own, held, classes, self.l2, self.iterations, measure)
-        probe = regression(train, classes, best, self.iterations)
-        yield f"transfer/{one.name}/linear/{one.measure}", measure(probe.predicted(test.x), test.y)
+        how = Regressing(self.l2, self.iterations, measure, reading.device)
+        probe = how.fit(train, classes, how.chosen(own, held, classes))
+        yield f"transfer/{one.name}/linear/{one.measure}", probe.score(test, measure)
         for k in [k for k in self.k if k <= len(train.y)]:
             yield f"transfer/{one.name}/knn/top1@k={k}", knn_accuracy(train, test, k=k)
 
