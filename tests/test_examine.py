@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -18,7 +19,7 @@ from genview.report import results
 from genview.store import RunFolder, read_results
 
 MORE = "evaluation=[{kind: knn, k: [3], plain: false}, {kind: knn, k: [1]}]"
-ARGS = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}
+ARGS: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_timms_own_weights_come_with_their_statistics(monkeypatch: pytest.Monkey
     """Without a network: what timm would have downloaded is made here."""
     create = timm.create_model
 
-    def pretrained(name: str, pretrained: bool = False, **more: object) -> torch.nn.Module:
+    def pretrained(name: str, pretrained: bool = False, **more: Any) -> torch.nn.Module:
         net: torch.nn.Module = create(name, pretrained=False, **more)
         if pretrained:
             with torch.no_grad():

@@ -136,9 +136,9 @@ def test_an_evaluation_that_is_added_is_done_for_finished_runs(finished: Path, f
     out = copied(finished, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
     asked = [*BASE["evaluation"], {"kind": "knn", "k": [3], "plain": False}]  # type: ignore[misc]
-    run_study(load_study(file, [f"experiment.evaluation={asked}"]), out, Here(), silent)
-    for name, run in runs_in(out).items():
-        earlier = final(runs_in(finished)[name])
+    run_study(load_study(file, [f"experiment.evaluation={asked}", "seeds=[0]"]), out, Here(), silent)
+    for name in ("adaptive-quality/seed-0", "baseline/seed-0"):
+        run, earlier = runs_in(out)[name], final(runs_in(finished)[name])
         assert final(run) == earlier | {"knn/top1@k=3": final(run)["knn/top1@k=3"]}
         assert final(run, "best").keys() == final(run).keys()
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")} == before

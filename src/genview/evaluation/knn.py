@@ -20,7 +20,7 @@ from genview.training.duration import bytes_of
 
 BUDGET = 500_000_000
 """Bytes for chunks, where nothing else is said."""
-PAIR = 28
+PAIR = 20
 """Bytes for one similarity while neighbours are sought: itself, its key of 8 bytes, and what is made on the way."""
 VOTERS = 2**24
 """Ballots held at a time."""
@@ -116,10 +116,9 @@ def neighbours(
     for first in range(0, total, rows):
         bank = _normal(train.x[first : first + rows], device)
         for n, part in enumerate(test.x.split(asked)):
-            fresh = _keys(_normal(part, device) @ bank.T, first)
-            best = fresh.topk(min(k, fresh.shape[1]), dim=1).values
-            both = torch.cat([kept[n].to(device), best], dim=1)
+            both = torch.cat([kept[n].to(device), _best(part, bank, first, k)], dim=1)
             kept[n] = both.topk(min(k, both.shape[1]), dim=1).values.cpu()
+        del bank  # before the next one is made
         tell("neighbours", min(first + rows, total), total, "")
     keys = torch.cat(kept)
     return Neighbours(_similarity(keys), train.y[_index(keys)])
@@ -134,20 +133,26 @@ def chunks(budget: int, width: int) -> tuple[int, int]:
     return rows, max(1, budget // 2 // (8 * width + PAIR * rows))
 
 
-def _normal(x: Tensor, device: str) -> Tensor:
+def _normal(x: Tensor, device: str | torch.device) -> Tensor:
     return F.normalize(x.to(device).float(), dim=1)
 
 
+def _best(part: Tensor, bank: Tensor, first: int, k: int) -> Tensor:
+    """Keys of the k rows of a bank, or of all of them, that are most similar to each row of `part`."""
+    keys = _keys(_normal(part, bank.device) @ bank.T, first)
+    return keys.topk(min(k, len(bank)), dim=1).values
+
+
 def _keys(similarity: Tensor, first: int) -> Tensor:
-    """Return numbers that sort as similarities do, and where those are equal, the lower index above: B×N, int64.
+    """Return numbers that sort as similarities B×N do, which are used up; where those are equal, by the lower index.
 
     The upper half has the bits of the similarity, those of negative ones turned over; the lower half the index from
     the end, counted from `first` for the first column. So no two keys are equal, and no cut in chunks shows.
     """
-    bits = (similarity + 0.0).view(torch.int32)  # -0.0 would sort below 0.0
-    sorting = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    bits = similarity.add_(0.0).view(torch.int32)  # -0.0 would sort below 0.0
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
     index = torch.arange(first, first + similarity.shape[1], device=similarity.device)
-    return (sorting << 32) | (0xFFFFFFFF - index)
+    return keys.bitwise_left_shift_(32).bitwise_or_(0xFFFFFFFF - index)
 
 
 def _index(keys: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ class Rows:
         """All rows, with the mean and deviation that they have themselves."""
         count, width = features.x.shape
         mean, square = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
-        for part in features.x.split(ROWS):
+        for part in features.x.split(ROWS // 8):  # float64, and a copy of it
             mean += part.double().sum(dim=0) / count
-        for part in features.x.split(ROWS):
+        for part in features.x.split(ROWS // 8):  # float64, and a copy of it
             square += (part.double() - mean).square().sum(dim=0) / count
         std = square.sqrt() + 1e-6
         return Rows(features, torch.arange(len(features.y)), mean.float().to(device), std.float().to(device), device)
@@ -53,8 +53,10 @@ class Rows:
     def part(self, places: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Read x B×(D + 1), float32, and labels B, both on the device."""
         rows = self.index[places]
-        x = (self.features.x[rows].to(self.device).float() - self.mean) / self.std
-        return torch.cat([x, torch.ones(len(x), 1, device=self.device)], dim=1), self.features.y[rows].to(self.device)
+        x = torch.ones(len(rows), len(self.mean) + 1, device=self.device)
+        x[:, :-1] = self.features.x[rows].to(self.device)
+        x[:, :-1].sub_(self.mean).div_(self.std)
+        return x, self.features.y[rows].to(self.device)
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Read all of them, in order."""

@@ -44,7 +44,8 @@ def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
         UserError: the images or the weights cannot be had; better now than in the middle of a run.
     """
     images = len(stages.sources.train)
-    yield f"images: {images:,} to train on"
+    held = stages.sources.validation
+    yield f"images: {images:,} to train on" + (f", {len(held):,} held out to choose the best by" if held else "")
     if experiment.generator is not None:
         yield from (item.text for item in view_costs(experiment, stages, images))
     weighted = experiment.quality is not None
