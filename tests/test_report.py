@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from genview.errors import UserError
 from genview.images.source import UnreadableImage
+from genview.images.thumbnail import thumbnail
 from genview.noise import UNKNOWN
 from genview.report import Result, gallery, results, write_page
 from genview.report.by_level import grouped
@@ -37,15 +39,21 @@ class Page(HTMLParser):
         self.source = path.read_text(encoding="utf-8")
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: dict[str, str] = {}
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
         self._section = "header"
         self.feed(self.source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
         if tag == "section":
             self._section = str(dict(attrs)["id"])
 
     def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and self.cdata_elem == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+            return
         self.texts[self._section] = self.texts.get(self._section, "") + data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -89,9 +97,15 @@ def add_analysis(run: RunFolder) -> None:
     embedding = np.zeros((COUNT, 4), np.float16)
     write_table(
         run.analysis / "part-00000.parquet",
-        {"key": keys, "ratio": np.linspace(0, 1, COUNT, dtype=np.float32), "embedding": embedding},
+        {
+            "key": keys,
+            "ratio": np.linspace(0, 1, COUNT, dtype=np.float32),
+            "embedding": embedding,
+            "map": maps.reshape(COUNT, -1).astype(np.float16),
+        },
     )
-    write_json(run.analysis / "summary.json", {"threshold": 0.12345678, "sign": {"rule": "<b>border</b>"}})
+    summary = {"threshold": 0.12345678, "sign": {"rule": "<b>border</b>"}, "grid": list(maps.shape[1:])}
+    write_json(run.analysis / "summary.json", summary)
     np.savez(run.analysis / "examples.npz", images=images, maps=maps, ratio=ratio, keys=np.array(keys))
 
 
@@ -107,6 +121,7 @@ def add_views(run: RunFolder) -> None:
         run.views / "part-00000.parquet",
         {
             "key": [key(i) for i in range(COUNT)],
+            "draw": np.zeros(COUNT, np.int32),
             "level": np.where(np.arange(COUNT) < 12, 0, 300).astype(np.int32),
             "status": ["made"] * COUNT,
             "shard": ["part-00000.tar"] * COUNT,
@@ -119,28 +134,43 @@ def add_views(run: RunFolder) -> None:
 
 
 def add_pairs(run: RunFolder) -> None:
-    """Twenty pairs whose weights are 0.05, 0.15, … 1.95 in a shuffled order."""
-    weight = np.random.default_rng(0).permutation(np.arange(COUNT) * 0.1 + 0.05).astype(np.float32)
-    run.pairs.mkdir(parents=True)
-    np.savez(
-        run.pairs / "examples.npz",
-        a=digits(),
-        b=digits()[::-1],
-        weight=weight,
-        foreground=weight / 2,
-        background=-weight / 2,
-        level=np.arange(COUNT) - 1,
-        keys=np.array([f"{w:.2f}" for w in weight]),
-    )
+    """Twenty pairs with pictures whose weights are 0.05, 0.15, … 1.95 in a shuffled order."""
+    place = np.arange(COUNT)
+    weight = np.random.default_rng(0).permutation(place * 0.1 + 0.05).astype(np.float32)
+    sides = {side: np.array([png(image) for image in images], object) for side, images in both_sides().items()}
+    write_table(run.pairs / "pictured.parquet", {**of_pairs(place, place - 1, weight), **sides})
+
+
+def both_sides() -> dict[str, np.ndarray]:
+    return {"a": digits(), "b": digits()[::-1]}
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def of_pairs(place: np.ndarray, level: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns that training records of pairs."""
+    return {
+        "key": np.array([key(i % COUNT) for i in place], object),
+        "class": np.array([f"digit {i % 3}" for i in place], object),
+        "draw": np.where(level < 0, -1, 0),
+        "level": level,
+        "weight": weight,
+        "foreground": np.sign(level).astype(np.float32),
+        "background": weight,
+        "loss": weight,
+        "step": place + 1,
+    }
 
 
 def add_quality(run: RunFolder) -> None:
     """Three hundred pairs, a hundred of each of three levels."""
     place = np.arange(300)
-    level, weight = place // 100 * 100 - 1, (place % 100 / 100).astype(np.float32)
-    similarity = {"foreground": np.sign(level).astype(np.float32), "background": weight}
-    rows: dict[str, np.ndarray] = {"level": level, "weight": weight, **similarity, "loss": weight, "step": place + 1}
-    write_table(run.pairs / "quality.parquet", rows)
+    rows = of_pairs(place, place // 100 * 100 - 1, (place % 100 / 100).astype(np.float32))
+    write_table(run.pairs / "latest.parquet", rows)
 
 
 def add_weighted(run: RunFolder) -> None:
@@ -228,7 +258,19 @@ def test_page_needs_nothing_from_elsewhere(run: RunFolder) -> None:
     write_page(run, Digits())
     page = Page(run.page)
     assert not re.search(r"https?:|xlink:|@import|url\((?!#)", page.source)
-    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    assert not {"link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    policy = next(str(meta["content"]) for meta in page.all("meta") if "http-equiv" in meta)
+    own = [text for attributes, text in page.scripts if attributes.get("type") != "application/json"]
+    assert len(own) == 1
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in own]
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digests[0]}'",
+    ]
     for _, attributes in page.tags:
         assert (attributes.get("src") or "data:image/").startswith("data:image/")
         assert (attributes.get("href") or "#").startswith("#")
@@ -237,7 +279,8 @@ def test_page_needs_nothing_from_elsewhere(run: RunFolder) -> None:
 def test_strings_from_data_are_escaped(run: RunFolder) -> None:
     write_page(run, Digits())
     page = Page(run.page)
-    assert "<script" not in page.source
+    assert HOSTILE not in page.source
+    assert len(page.scripts) == 2
     assert "<b>border" not in page.source
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert HOSTILE in page.texts["quarantine"]
@@ -285,7 +328,7 @@ def test_unreadable_originals_and_views_are_said_to_be_missing(run: RunFolder) -
 
 def test_originals_come_from_the_analysis_without_a_source(run: RunFolder) -> None:
     write_page(run)
-    assert "not at hand" not in Page(run.page).source
+    assert "not at hand" not in Page(run.page).texts["views"]
     examples = run.analysis / "examples.npz"
     kept = {name: values[13:15] for name, values in np.load(examples).items()}
     np.savez(examples, **kept)
@@ -296,7 +339,7 @@ def test_originals_come_from_the_analysis_without_a_source(run: RunFolder) -> No
 
 
 def test_highest_and_lowest_weights_are_chosen(run: RunFolder) -> None:
-    pairs = dict(np.load(run.pairs / "examples.npz"))
+    pairs = read_table(run.pairs / "pictured.parquet")
     high, low = gallery.extremes(pairs)
     assert pairs["weight"][high] == pytest.approx([1.95, 1.85, 1.75, 1.65, 1.55, 1.45, 1.35, 1.25])
     assert pairs["weight"][low] == pytest.approx([0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75])
@@ -313,7 +356,7 @@ def test_few_pairs_are_never_shown_twice_and_nan_never() -> None:
 
 def test_originals_among_pairs_have_no_level(run: RunFolder) -> None:
     write_page(run)
-    pairs = dict(np.load(run.pairs / "examples.npz"))
+    pairs = read_table(run.pairs / "pictured.parquet")
     high, low = gallery.extremes(pairs)
     expected = sum(int(pairs["level"][i]) == -1 for i in high + low)
     assert Page(run.page).texts["pairs"].count("not generated") == expected == 1
@@ -392,7 +435,7 @@ def test_levels_are_counted(run: RunFolder) -> None:
 
 def test_many_levels_give_a_few_rows_and_a_histogram(run: RunFolder) -> None:
     part = run.views / "part-00000.parquet"
-    columns = table(run.views, ["key", "status", "shard", "offset", "length", "score", "diversity"])
+    columns = table(run.views, ["key", "draw", "status", "shard", "offset", "length", "score", "diversity"])
     assert columns is not None
     write_table(part, {**columns, "level": np.arange(COUNT) * 50})
     write_page(run, Digits())
@@ -450,19 +493,19 @@ def test_cut_out_keeps_the_mask_and_darkens_the_rest() -> None:
 
 def test_thumbnails_are_small_squares() -> None:
     wide = Image.new("RGB", (400, 200), (0, 200, 0))
-    assert pixels(gallery.data_uri(wide)).shape == (128, 128, 3)
-    assert gallery.data_uri(wide).startswith("data:image/jpeg;base64,")
-    tiny = Image.fromarray(digits()[5])
-    assert gallery.data_uri(tiny).startswith("data:image/png;base64,")
-    np.testing.assert_array_equal(pixels(gallery.data_uri(tiny)), digits()[5])
+    assert pixels(gallery.data_uri(thumbnail(wide, 128))).shape == (128, 128, 3)
+    assert gallery.data_uri(thumbnail(wide, 128)).startswith("data:image/jpeg;base64,")
+    tiny = gallery.data_uri(thumbnail(Image.fromarray(digits()[5]), 128))
+    assert tiny.startswith("data:image/png;base64,")
+    np.testing.assert_array_equal(pixels(tiny), digits()[5])
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "analysis/examples.npz",
-        "pairs/examples.npz",
-        "pairs/quality.parquet",
+        "pairs/pictured.parquet",
+        "pairs/latest.parquet",
         "views/part-00000.parquet",
         "views/plan/plan.json",
     ],
@@ -475,7 +518,7 @@ def test_damaged_files_are_named(run: RunFolder, name: str) -> None:
 
 
 def test_pickled_arrays_are_refused(run: RunFolder) -> None:
-    np.savez(run.pairs / "examples.npz", weight=np.array([{"a": 1}], dtype=object))
+    np.savez(run.analysis / "examples.npz", keys=np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match=re.escape("examples.npz is damaged")):
         write_page(run)
 

@@ -149,7 +149,7 @@ class Stages:
 
     def report(self, tell: Tell) -> None:
         """Write the page."""
-        write_page(self.run, self.sources[0])
+        write_page(self.run, self.sources[0], tell)
         tell("report", 1, 1, "")
 
     def plain(self) -> Stages:

@@ -92,8 +92,7 @@ class Material:
 
     `views`: columns key, level, shard, offset, length, score, diversity of the made views of at most `MOST_PARTS`
     parts; `ratios` too. `generated` counts made views, `left_out` the others.
-    `maps` and `pairs`: the arrays of analysis/examples.npz and pairs/examples.npz; `quality`: level, weight,
-    foreground, background, loss and step of the latest pairs.
+    `maps`: the arrays of analysis/examples.npz; `pictured` and `latest`: the tables that training keeps of pairs.
     """
 
     run: RunFolder
@@ -103,8 +102,8 @@ class Material:
     ratios: np.ndarray | None
     maps: Columns | None
     views: Columns | None
-    pairs: Columns | None
-    quality: Columns | None
+    pictured: Columns | None
+    latest: Columns | None
     analysed: int
     generated: int
     left_out: LeftOut
@@ -115,6 +114,11 @@ class Material:
     def results(self) -> list[Result]:
         """Final scores beside the baseline's."""
         return _results(self.measures, self.plain_measures)
+
+    @property
+    def weighed(self) -> Columns | None:
+        """The latest pairs where their quality was measured."""
+        return self.latest if self.latest is not None and np.isfinite(self.latest["foreground"]).any() else None
 
     @property
     def treatment(self) -> str:
@@ -141,8 +145,8 @@ def collect(run: RunFolder) -> Material:
         ratios=None if ratios is None else ratios["ratio"].astype(np.float64),
         maps=arrays(run.analysis / "examples.npz"),
         views=None if views is None else _made(views),
-        pairs=arrays(run.pairs / "examples.npz"),
-        quality=columns(run.pairs / "quality.parquet"),
+        pictured=columns(run.pairs / "pictured.parquet"),
+        latest=columns(run.pairs / "latest.parquet"),
         analysed=rows(run.analysis),
         generated=counts["made"],
         left_out=_left_out(run.views, counts, views),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from genview.report import figures
 from genview.report.collect import Columns, arrays, quarantined, series, spread
-from genview.report.page import framed
+from genview.report.page import write_framed
 from genview.report.section import Section, chart, missing
 from genview.report.sections import quarantine_of
 from genview.report.words import span
@@ -42,7 +42,7 @@ def write_fit_page(run: RunFolder) -> Path:
         quarantine_of(quarantined(run)),
         settings(run),
     ]
-    return framed(run, _lead(run, measures), _facts(run, measures), sections)
+    return write_framed(run, _lead(run, measures), _facts(run, measures), sections)
 
 
 def _lead(run: RunFolder, measures: list[Measure]) -> str:
