@@ -6,6 +6,7 @@ from genview.evaluation.features import Features, Reading, extract, split, strat
 from genview.evaluation.judge import Judges, judge, name_of
 from genview.evaluation.knn import Knn, knn_accuracy
 from genview.evaluation.linear import Linear
+from genview.evaluation.portrait import portray
 from genview.evaluation.subject import Subject
 
 Evaluation = Knn | Linear
@@ -22,6 +23,7 @@ __all__ = [
     "judge",
     "knn_accuracy",
     "name_of",
+    "portray",
     "split",
     "stratified",
 ]

@@ -16,7 +16,7 @@ from torch import nn
 from genview.encoders import FrozenEncoder, load_frozen
 from genview.encoders.backbone import load as load_backbone
 from genview.errors import UserError
-from genview.evaluation import Linear, Reading, Subject, extract, judge, knn_accuracy, name_of, split
+from genview.evaluation import Linear, Reading, Subject, extract, judge, knn_accuracy, name_of, portray, split
 from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, essential
 from genview.experiment.weighing import weigher
@@ -142,6 +142,8 @@ class Stages:
                 seed=self.experiment.seed,
                 folder=self.run.evaluation,
             )
+            if self.experiment.evaluation:
+                portray(subject, self.run.evaluation)  # first, so that its features are there for the others
             judge(subject, self.experiment.evaluation, self.run.evaluation / "last", "last", named)
         if self.experiment.baseline:
             self.plain().evaluate(tell)

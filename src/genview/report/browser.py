@@ -153,7 +153,7 @@ def _data(found: Gathered) -> str:
     content = {
         "columns": {name: list(_numbers(columns[name])) for name in NUMBERS}
         | {"class": [place.get(name, -1) for name in columns["class"].tolist()]},
-        "pictures": {name: [_text(file) for file in files] for name, files in found.pictures.items()},
+        "pictures": {name: [file_in_page(file) for file in files] for name, files in found.pictures.items()},
         "keys": columns["key"][: found.pictured].tolist(),
         "classes": list(place),
         "names": {level: level_name(level) for level in np.unique(columns["level"]).tolist() if level < 0},
@@ -174,5 +174,6 @@ def _numbers(values: np.ndarray) -> Iterator[float | None]:
         yield float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _text(file: bytes | None) -> str | None:
+def file_in_page(file: bytes | None) -> str | None:
+    """Return a file as text that JSON can hold."""
     return None if file is None else base64.b64encode(file).decode()

@@ -106,7 +106,8 @@ class Material:
 
     `views`: columns key, level, shard, offset, length, score, diversity of the made views of at most `MOST_PARTS`
     parts; `ratios` too. `generated` counts made views, `left_out` the others.
-    `maps`: the arrays of analysis/examples.npz; `pictured` and `latest`: the tables that training keeps of pairs.
+    `maps`: the arrays of analysis/examples.npz; `pictured` and `latest`: the tables that training keeps of pairs;
+    `portrait` and `predictions`: those that evaluation keeps of test images.
     """
 
     run: RunFolder
@@ -118,6 +119,8 @@ class Material:
     views: Columns | None
     pictured: Columns | None
     latest: Columns | None
+    portrait: Columns | None
+    predictions: Columns | None
     analysed: int
     generated: int
     left_out: LeftOut
@@ -161,6 +164,8 @@ def collect(run: RunFolder) -> Material:
         views=None if views is None else _made(views),
         pictured=columns(run.pairs / "pictured.parquet"),
         latest=columns(run.pairs / "latest.parquet"),
+        portrait=columns(run.evaluation / "portrait.parquet"),
+        predictions=columns(run.evaluation / "predictions.parquet"),
         analysed=rows(run.analysis),
         generated=counts["made"],
         left_out=_left_out(run.views, counts, views),

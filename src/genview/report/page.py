@@ -18,8 +18,10 @@ from genview.report.words import outcome
 from genview.store import RunFolder, write_bytes
 
 
-def write_page(run: RunFolder, source: ImageSource | None = None, tell: Tell = silent) -> Path:
-    """Write `run.page` from whatever the run folder holds, finished or not, and return its path.
+def write_page(
+    run: RunFolder, source: ImageSource | None = None, tell: Tell = silent, out: Path | None = None
+) -> Path:
+    """Write a page from whatever the run folder holds, finished or not, to `out`, `run.page` where None; return it.
 
     Originals are shown from `source` where it is given, else from the examples that the analysis kept. `tell` is told
     how many pictures are made.
@@ -30,18 +32,24 @@ def write_page(run: RunFolder, source: ImageSource | None = None, tell: Tell = s
     material = collect(run)
     sections = sections_of(material, source, tell)
     lead = html.escape(outcome(material.results, material.treatment))
-    return write_framed(run, lead, _facts(material), sections)
+    return write_framed(run, lead, _facts(material), sections, out)
 
 
-def write_framed(run: RunFolder, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> Path:
-    """Write `run.page` with these sections below a lead and some facts, both HTML; return its path.
+def write_framed(
+    run: RunFolder,
+    lead: str,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    out: Path | None = None,
+) -> Path:
+    """Write a page with these sections below a lead and some facts, both HTML, to `out`, `run.page` where None.
 
     Raises:
         UserError: the disk is full.
     """
     page = framed(f"{_name(run)} · genview", _header(run, lead, facts, sections), sections)
-    write_bytes(run.page, page.encode("utf-8", "replace"))
-    return run.page
+    write_bytes(out or run.page, page.encode("utf-8", "replace"))
+    return out or run.page
 
 
 def _name(run: RunFolder) -> str:

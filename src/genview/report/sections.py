@@ -11,8 +11,10 @@ from genview.report import figures, gallery
 from genview.report.browser import browser
 from genview.report.by_level import quality_by_level
 from genview.report.collect import Material, Result, series
+from genview.report.confusion import confusion
 from genview.report.pairs import gather
 from genview.report.section import Section, chart, missing
+from genview.report.space import space
 from genview.report.words import flat, label, left_out, level_name, percent, points
 
 MOST_QUARANTINED = 50
@@ -23,6 +25,8 @@ def sections_of(material: Material, source: ImageSource | None, tell: Tell = sil
     """Return every section, in the order of the page; `tell` is told how many pictures are made."""
     return [
         scores(material),
+        space(material.portrait),
+        confusion(material.predictions),
         views(material, source, tell),
         foreground(material),
         pairs(material, source, tell),
