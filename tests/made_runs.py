@@ -148,7 +148,7 @@ def png(image: np.ndarray) -> bytes:
 def of_pairs(place: np.ndarray, level: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
     """Columns that training records of pairs."""
     return {
-        "key": np.array([key(i % COUNT) for i in place], object),
+        "key": np.array([key(i % COUNT) for i in place.tolist()], object),
         "class": np.array([f"digit {i % 3}" for i in place], object),
         "draw": np.where(level < 0, -1, 0),
         "level": level,
@@ -192,7 +192,7 @@ def add_portrait(run: RunFolder) -> None:
     label = np.array([HOSTILE if i % 2 else "even" for i in place], object)
     predicted = np.where(place % 5 == 0, np.roll(label, 1), label)
     portrait = {
-        "key": np.array([key(i) for i in place], object),
+        "key": np.array([key(i) for i in range(COUNT)], object),
         "label": label,
         "predicted": predicted,
         "x": place.astype(np.float32),

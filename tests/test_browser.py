@@ -249,8 +249,10 @@ def test_a_phone_needs_no_sideways_scrolling_and_text_stands_out(
 ) -> None:
     other = RunFolder(tmp_path / "another run with a long name")
     add_measures(other, knn=0.5, linear=0.4)
-    settings = [{"method": {"kind": "moco_v2", "temperature": 0.2}}, {"method": {"kind": "simsiam"}}]
-    two = [Compared(*both) for both in zip((run, other), settings, strict=True)]
+    two = [
+        Compared(run, {"method": {"kind": "moco_v2", "temperature": 0.2}}),
+        Compared(other, {"method": {"kind": "simsiam"}}),
+    ]
     for file in (run.page, write_comparison(two, tmp_path / "comparison.html")):
         browser.open(file, width=390, height=844, dark=dark)
         assert browser.js("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
