@@ -42,6 +42,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
     for run, knn in zip(runs, (0.4, 0.45), strict=True):
         add_measures(run, knn=knn, linear=0.5)
     score(runs[1], {"knn/top1@k=20": 0.45})
+    score(runs[1], {"knn/top1@k=20": 0.46}, "best")
     return runs
 
 
@@ -54,6 +55,8 @@ def test_scores_curves_and_settings_stand_side_by_side(two: list[RunFolder], tmp
     assert "<td>40.0%</td><td><b>45.0%</b><br><small>+5.0</small></td>" in rows[0]
     assert "knn-1" in rows[0]
     assert "<td><b>50.0%</b></td><td>–</td>" in rows[1]
+    assert "best backbone" in rows[2]
+    assert "<td>–</td><td><b>46.0%</b></td>" in rows[2]
     assert "moco_v2" in page.texts["settings"]
     assert "<i>mine" in page.texts["settings"]
     assert "<b>" not in page.source.replace("<b>4", "").replace("<b>5", ""), "names are escaped"

@@ -75,21 +75,29 @@ def named(roots: Sequence[Path]) -> list[str]:
 def _scores(names: Sequence[str], found: Sequence[Sequence[Result]]) -> Section:
     title = "Scores"
     reading = (
-        "Final scores of each run's last backbone, and in points how far each lies from the first run's. One seed "
-        "each, unless these are seeds: a small difference may be chance. Only numbers of one protocol are comparable."
+        "Final scores of each run's last backbone, and of the best where one was kept; below them in points how far "
+        "each lies from the first run's. A small difference may be chance, and only numbers of one protocol compare."
     )
-    rows = {(result.name, result.protocol): None for run in found for result in run}
+    values = [dict(_named_scores(run)) for run in found]
+    rows = dict.fromkeys(row for own in values for row in own)
     if not rows:
         return Section("scores", title, reading, missing("evaluate", " (it needs labelled images)"))
-    values = [{(result.name, result.protocol): result.value for result in run} for run in found]
-    lines = [
-        [
-            f"{html.escape(label(name))}<br><code>{html.escape(name)}</code> <code>{html.escape(protocol)}</code>",
-            *_line([own.get((name, protocol)) for own in values]),
-        ]
-        for name, protocol in rows
-    ]
+    lines = [[_head(*row), *_line([own.get(row) for own in values])] for row in rows]
     return Section("scores", title, reading, _table(["measure", *map(html.escape, names)], lines, "scores"))
+
+
+def _named_scores(found: Sequence[Result]) -> Iterator[tuple[tuple[str, str, str], float]]:
+    """Yield ((measure, protocol, which backbone), score)."""
+    for result in found:
+        yield (result.name, result.protocol, "last"), result.value
+        if result.best is not None:
+            yield (result.name, result.protocol, "best"), result.best
+
+
+def _head(name: str, protocol: str, which: str) -> str:
+    more = "" if which == "last" else f", {which} backbone"
+    words = html.escape(label(name)) + more
+    return f"{words}<br><code>{html.escape(name)}</code> <code>{html.escape(protocol)}</code>"
 
 
 def _line(values: Sequence[float | None]) -> Iterator[str]:

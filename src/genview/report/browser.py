@@ -73,12 +73,13 @@ def _controls(found: Gathered, known: dict[str, str]) -> str:
     )
     few = len(levels) <= MOST_LEVELS
     first = [name for name in known if name in FIRST]
-    more = [name for name in known if name not in (*FIRST, "level")] + ["level"] * (not few)
+    rest = [name for name in known if name not in (*FIRST, "level")] + ["level"] * (not few)
+    more = "".join(_range(found.columns, name) for name in rest)
     return (
-        (f'<fieldset class="levels"><legend>Level</legend>{chosen}</fieldset>' if few else "")
+        (f'<fieldset class="levels"><legend>Level</legend><div>{chosen}</div></fieldset>' if few else "")
         + _classes(found.columns)
         + "".join(_range(found.columns, name) for name in first)
-        + f"<details><summary>More bounds</summary>{''.join(_range(found.columns, name) for name in more)}</details>"
+        + f"<details><summary>More bounds</summary><div>{more}</div></details>"
     )
 
 
@@ -95,11 +96,15 @@ def _range(columns: Columns, name: str) -> str:
     values = values[np.isfinite(values)]
     ends = {"low": ("lowest", values.min()), "high": ("highest", values.max())}
     inputs = "".join(
-        f'<input type="number" step="any" data-column="{name}" data-end="{end}" placeholder="{value:.3g}" '
+        f'<input type="number" step="any" data-column="{name}" data-end="{end}" placeholder="{_shown(value)}" '
         f'aria-label="{NUMBERS[name]}, {word}">'
         for end, (word, value) in ends.items()
     )
-    return f'<fieldset class="range"><legend>{NUMBERS[name]}</legend>{inputs}</fieldset>'
+    return f'<fieldset class="range"><legend>{NUMBERS[name]}</legend><div>{inputs}</div></fieldset>'
+
+
+def _shown(value: float) -> str:
+    return f"{value:.0f}" if value.is_integer() else f"{value:.3g}"
 
 
 def _order(known: dict[str, str]) -> str:
