@@ -37,7 +37,7 @@ training:
   measure_every: 1 steps
   save_every: 3 steps
   probe_every: 4 epochs
-evaluation: [{kind: knn, k: [5]}, {kind: linear}]
+evaluation: [{kind: knn, k: [5], plain: false}, {kind: linear, epochs: 3}]
 baseline: true
 """
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -81,6 +81,7 @@ def test_a_run_leaves_what_others_build_on(finished: RunFolder, folder: Path) ->
         "experiment.yaml",
         "measures.jsonl",
         "backbone.safetensors",
+        "best.safetensors",
         "report.html",
         "quarantine.jsonl",
     ):
@@ -93,6 +94,7 @@ def test_a_run_leaves_what_others_build_on(finished: RunFolder, folder: Path) ->
     assert [(result.name, result.protocol) for result in results(finished)] == [
         ("knn/top1@k=5", "knn-1"),
         ("linear/top1", "linear-1"),
+        ("linear/sgd-top1", "linear-1"),
     ]
     out = (folder / "whole.stdout").read_text()
     assert "linear/top1" in out

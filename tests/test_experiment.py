@@ -14,7 +14,17 @@ import yaml
 
 from conftest import Painted
 from genview.errors import UserError
-from genview.experiment import Experiment, FitExperiment, LoraExperiment, Stages, load, load_study, parse, to_yaml
+from genview.experiment import (
+    Examination,
+    Experiment,
+    FitExperiment,
+    LoraExperiment,
+    Stages,
+    load,
+    load_study,
+    parse,
+    to_yaml,
+)
 from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettings
 from genview.methods import SimSiam
@@ -36,14 +46,16 @@ def made(**changes: object) -> Experiment:
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_experiment_loads_and_says_how_it_was_run(file: Path) -> None:
-    kind = {"fit": FitExperiment, "lora": LoraExperiment}.get(file.stem.partition("-")[0], Experiment)
+    kinds = {"fit": FitExperiment, "lora": LoraExperiment, "evaluate": Examination}
+    kind = kinds.get(file.stem.partition("-")[0], Experiment)
     study = file.stem.startswith("study-")
     if study:
         load_study(file)
     else:
         load(kind, file)
     first = file.read_text().splitlines()[0]
-    verb = "study" if study else "run" if kind is Experiment else "fit-generator"
+    verbs: dict[type, str] = {Experiment: "run", Examination: "evaluate"}
+    verb = "study" if study else verbs.get(kind, "fit-generator")
     assert re.match(f"# (torchrun --nproc-per-node 8 -m )?genview {verb} experiments/{file.name} ", first)
     assert "--out" in first
 

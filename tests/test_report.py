@@ -61,6 +61,8 @@ SECTIONS = [
 def made(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with its page, to be looked at only."""
     run = made_run(tmp_path_factory.mktemp("report") / "my & run")
+    score(run, {"linear/top1": 0.75}, "best")
+    score(run, {"knn/top1@k=20": 0.671, "linear/top1": 0.5})
     write_page(run, Digits())
     return run
 
@@ -119,7 +121,7 @@ def test_whole_page(page: Page) -> None:
     assert all(image["alt"] for image in page.all("img"))
     assert all(svg["aria-label"] for svg in page.all("svg"))
     text = page.texts["results"]
-    for number in ("67.1%", "63.1%", "+4.0", "50.0%", "51.2%", "−1.2"):
+    for number in ("67.1%", "63.1%", "+4.0", "50.0%", "51.2%", "−1.2", "knn-1", "linear-1", "75.0%"):
         assert number in text
     assert "with generated views and quality weights" in text
     assert "images: root: <photos> & more" in " ".join(page.texts["experiment"].split())

@@ -39,9 +39,9 @@ BASE = {
         "batch": 6,
         "workers": 0,
         "save_every": "1 steps",
-        "probe_every": "3 steps",
+        "probe_every": "1 steps",
     },
-    "evaluation": [{"kind": "knn", "k": [5]}, {"kind": "linear", "iterations": 5}],
+    "evaluation": [{"kind": "knn", "k": [5], "plain": False}, {"kind": "linear", "iterations": 5, "rates": []}],
     "baseline": True,
 }
 STUDY = {
@@ -58,7 +58,7 @@ def silent(_what: str, _done: int, _total: int, _note: str) -> None:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve painted images to train on and six to test on, an experiment, and a study of it."""
+    """Twelve painted images, of which ten are trained on, and six to test on, an experiment, and a study of it."""
     root, source = tmp_path_factory.mktemp("study"), Painted(18, kinds=2)
     for i in range(len(source)):
         path = root / ("train" if i < 12 else "test") / source.key(i)
@@ -91,6 +91,7 @@ def test_a_study_leaves_runs_that_share_analysis_and_views(finished: Path) -> No
     for name, run in runs.items():
         assert run.page.is_file()
         assert {"knn/top1@k=5", "linear/top1"} <= final(run).keys()
+        assert final(run).keys() == final(run, "best").keys()
         assert "online/linear/top1" in {m.name for m in run.measures()}
         assert not run.baseline.root.exists(), "a study has baselines of its own"
         assert run.views.is_symlink() == run.analysis.is_symlink() == name.startswith("adaptive")
@@ -129,6 +130,19 @@ def test_a_finished_study_is_left_as_it_is(finished: Path, file: Path, said: Cal
     assert "mean ± deviation" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*.safetensors")} == before
     assert {name: run.measures_file.read_bytes() for name, run in runs_in(finished).items()} == lines
+
+
+def test_an_evaluation_that_is_added_is_done_for_finished_runs(finished: Path, file: Path, tmp_path: Path) -> None:
+    out = copied(finished, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
+    asked = [*BASE["evaluation"], {"kind": "knn", "k": [3], "plain": False}]  # type: ignore[misc]
+    run_study(load_study(file, [f"experiment.evaluation={asked}", "seeds=[0]"]), out, Here(), silent)
+    for name in ("adaptive-quality/seed-0", "baseline/seed-0"):
+        run, earlier = runs_in(out)[name], final(runs_in(finished)[name])
+        assert final(run) == earlier | {"knn/top1@k=3": final(run)["knn/top1@k=3"]}
+        assert final(run, "best").keys() == final(run).keys()
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")} == before
+    assert "knn/top1@k=3," in (out / "results.csv").read_text()
 
 
 def test_the_table_is_that_of_the_measures(finished: Path) -> None:
@@ -193,7 +207,7 @@ def test_a_run_that_fails_takes_no_other_with_it(
     done = said("study", file, "--out", out, "--set", wrong)
     assert done.returncode == 2
     assert "2 of 6 runs failed" in done.stderr
-    assert "wrong, seed 1: There are 12 images to train on, fewer than one batch" in " ".join(done.stderr.split())
+    assert "wrong, seed 1: There are 10 images to train on, fewer than one batch" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert "baseline/seed-1" in runs_in(out)
     assert "| wrong | 0/2 |" in (out / "table.md").read_text()
@@ -328,7 +342,7 @@ def test_studies_that_cannot_be(changes: dict[str, Any], message: str, file: Pat
 
 
 def test_what_is_shared_depends_on_what_the_views_depend_on(file: Path) -> None:
-    """Levels share an analysis, methods and seeds share views too; without test images, a seed has its own."""
+    """Levels share an analysis, methods and seeds share views too, whichever images are held out."""
     run = grid(file).runs[1]
     shared, experiment = Shared(Path()), run.experiment
 
@@ -345,7 +359,9 @@ def test_what_is_shared_depends_on_what_the_views_depend_on(file: Path) -> None:
     assert place(generate=replace(experiment.generate, draws=2))[0] == analysis
     assert place(generate=replace(experiment.generate, draws=2))[1] != views
     assert place(foreground=replace(experiment.foreground, share=0.3))[0] != analysis
-    assert place(test=None, seed=5) != place(test=None)
+    assert place(test=None, seed=5) == place(test=None)
+    assert place(test=None) != (analysis, views)
+    assert place(validation=0.5)[0] != analysis
     assert making_of(grid(file).runs[0].experiment, 0) is None
 
 

@@ -27,6 +27,7 @@ from genview.pairs import Crops, Pairs, PairSettings
 from genview.quality import Quality
 from genview.store import RunFolder, read_table
 from genview.training import TrainSettings, plan_of, pretrain
+from genview.training.best import Best
 from genview.training.duration import bytes_of, steps_of
 from genview.training.loggers import TensorBoard
 from genview.training.monitors import feature_std, rank_me, tails
@@ -58,8 +59,8 @@ def train(
     crops = Crops(count=2, size=16) if method.kind in ("swav", "dino") else None
     views = PairSettings(recipe="small", size=32, crops=crops)
     pairs = Pairs(Painted(24), views, seed=0)
-    weigh = more.get("weigh")
-    return pretrain(method, pairs, settings, RunFolder(folder), weigh=weigh, probe=None, tell=tell)  # type: ignore[arg-type]
+    weigh, probe = more.get("weigh"), more.get("probe")
+    return pretrain(method, pairs, settings, RunFolder(folder), weigh=weigh, probe=probe, tell=tell)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,50 @@ def test_resume_equals_no_interruption(stop_at: int, tmp_path: Path) -> None:
         train(tmp_path / "cut", METHODS[0], stop_at=stop_at)
     train(tmp_path / "cut", METHODS[0])
     assert_equal_runs(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"), 9)
+
+
+SCORES = (0.1, 0.5, 0.3, 0.9, 0.2, 0.7, 0.4, 0.6, 0.8)
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, 5, 9])
+def test_the_best_backbone_is_kept_whatever_happens(stop_at: int, tmp_path: Path) -> None:
+    """Stopped before a checkpoint, or after one (every 3 steps) with candidates that are newer than it."""
+    settings, run = replace(SETTINGS, probe_every="1 steps"), RunFolder(tmp_path)
+    seen: dict[int, dict[str, Tensor]] = {}
+
+    def probe(backbone: Backbone) -> list[tuple[str, float]]:
+        """A score for each step, which BatchNorm counts: two views each; and one that does not matter."""
+        step = int(backbone.net.bn1.num_batches_tracked) // 2
+        seen[step] = {name: value.clone() for name, value in backbone.net.state_dict().items()}
+        return [("score", SCORES[step - 1]), ("other", 1.0)]
+
+    if stop_at:
+        with pytest.raises(KeyboardInterrupt):
+            train(run.root, METHODS[0], settings, stop_at=stop_at, probe=probe)
+        # As if a candidate of a step that will be taken again had been left by a machine that rounds otherwise.
+        export(Backbone(TINY), run.checkpoints / "best-000000008.safetensors", {"step": "8", "score": "2.0"})
+    train(run.root, METHODS[0], settings, probe=probe)
+    assert [(m.step, m.value) for m in run.measures() if m.name == "online/score"] == [*enumerate(SCORES, 1)]
+    with safetensors.safe_open(run.best, "pt") as file:
+        assert file.metadata() == {"step": "4", "score": "0.9"}
+    weights = safetensors.torch.load_file(run.best)
+    assert all(torch.equal(value, weights[name]) for name, value in seen[4].items())
+    assert not list(run.checkpoints.glob("best-*"))
+
+
+def test_of_equally_good_backbones_the_last_is_kept(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, probe_every="2 steps", length="5 steps")
+    train(tmp_path, METHODS[0], settings, probe=lambda _: [("score", 0.5)])
+    run = RunFolder(tmp_path)
+    weights = [safetensors.torch.load_file(path) for path in (run.best, run.backbone)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_damaged_candidate_is_a_clear_error(tmp_path: Path) -> None:
+    for content in (b"", safetensors.torch.save({"a": torch.ones(1)})):
+        (tmp_path / "best-000000001.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=r"best-000000001\.safetensors is damaged"):
+            Best.continued(tmp_path, 1)
 
 
 @pytest.mark.parametrize("method", SMALL, ids=lambda m: m.kind)

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from genview.cli.options import NO_SETS, Address, File, Launching, Out, Set, Workers, chosen
-from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show
+from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show, show_scores
 from genview.cli.study import check_study, do_study
 from genview.errors import UserError, writing
 
@@ -125,8 +125,19 @@ def pretrain(file: File, out: Out, sets: Set = NO_SETS) -> None:
 
 @app.command()
 def evaluate(file: File, out: Out, sets: Set = NO_SETS) -> None:
-    """Score the frozen backbone with k-nearest-neighbour and a linear probe."""
-    _stage("evaluate", file, out, sets)
+    """Judge the last and the best backbone of a run by its evaluations, or one that was pretrained elsewhere.
+
+    FILE is an experiment, or one with a backbone of yours or of timm's like experiments/evaluate-resnet50.yaml.
+    """
+    from genview.experiment import Examination, examine, is_examination, load
+    from genview.store import RunFolder
+
+    if is_examination(file):
+        with Bars() as bars:
+            examine(load(Examination, file, sets), out, bars.tell)
+    else:
+        _stage("evaluate", file, out, sets)
+    show_scores(RunFolder(out))
 
 
 @app.command()
@@ -181,8 +192,20 @@ def study(
 
 @app.command()
 def check(file: File, sets: Set = NO_SETS) -> None:
-    """Print the whole resolved experiment and what it will cost; FILE may be a study, or for fit-generator."""
-    from genview.experiment import Stages, cost, is_study, planned, to_yaml
+    """Print the whole resolved experiment and what it will cost; FILE is whatever run, study, evaluate or
+    fit-generator take.
+    """
+    from genview.experiment import (
+        Examination,
+        Stages,
+        cost,
+        examination_cost,
+        is_examination,
+        is_study,
+        load,
+        planned,
+        to_yaml,
+    )
     from genview.store import RunFolder
 
     if _is_fit(file):
@@ -194,6 +217,12 @@ def check(file: File, sets: Set = NO_SETS) -> None:
         return
     if is_study(file):
         check_study(file, sets)
+        return
+    if is_examination(file):
+        examination = load(Examination, file, sets)
+        typer.echo(to_yaml(examination))
+        for line in examination_cost(examination):
+            typer.echo(line)
         return
     experiment = _load(file, sets)
     typer.echo(to_yaml(experiment))

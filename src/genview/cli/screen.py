@@ -89,16 +89,21 @@ class Bars:
 def show(folder: RunFolder, experiment: Experiment) -> None:
     """Print the results of a run, how to use its backbone, and where its page is."""
     from genview.encoders.backbone import snippet
-    from genview.report import results
 
-    rows = results(folder)
+    show_scores(folder)
     out = Console(highlight=False)
-    if rows:
-        out.print(_scores(rows))
     out.print(f"Use the backbone:\n{escape(snippet(experiment.training.backbone, folder.backbone))}", soft_wrap=True)
     if aside := folder.quarantined():
         out.print(f"{aside} images could not be used and were left out: {folder.quarantine_file}", soft_wrap=True)
     out.print(f"Page: {folder.page}", soft_wrap=True)
+
+
+def show_scores(folder: RunFolder) -> None:
+    """Print the final scores in a run folder, if there are any."""
+    from genview.report import results
+
+    if rows := results(folder):
+        Console(highlight=False).print(_scores(rows))
 
 
 def _scores(rows: list[Result]) -> Table:

@@ -82,10 +82,10 @@ def _shrink_stem(net: Any, settings: BackboneSettings) -> None:
         net.conv1.stride = (1, 1)
 
 
-def export(backbone: Backbone, path: Path) -> None:
-    """Write the weights of the timm model alone, as safetensors."""
+def export(backbone: Backbone, path: Path, facts: Mapping[str, str] | None = None) -> None:
+    """Write the weights of the timm model alone, as safetensors; `facts` go into the file's metadata."""
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.net.state_dict().items()}
-    write_bytes(path, safetensors.torch.save(state))
+    write_bytes(path, safetensors.torch.save(state, metadata=dict(facts) if facts else None))
 
 
 def load(settings: BackboneSettings, path: Path) -> Backbone:

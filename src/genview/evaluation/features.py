@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genview.errors import UserError
+from genview.errors import UserError, writing
 from genview.images import ImageSource, Subset, batches
 from genview.images.batches import Unreadable
 from genview.seeds import seed_of
 
+MOST = 4_000_000_000
+"""Bytes of features that are kept in memory."""
 Tell = Callable[[str, int, int, str], None]
 
 
 class Features(NamedTuple):
-    """Features `x` N×D, float32 on the CPU, and labels `y` N, int64."""
+    """Features `x` N×D, float32 or float16 on the CPU, and labels `y` N, int64."""
 
     x: Tensor
     y: Tensor
@@ -40,15 +46,17 @@ class Reading:
 def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Features:
     """Encode every image of a labelled source, resized and cropped from the centre.
 
-    The backbone is in eval mode meanwhile; every part of it gets its own mode back.
+    The backbone is in eval mode meanwhile; every part of it gets its own mode back. Features of more than `MOST`
+    bytes are kept as float16 in a file without a name, which the system reads as it is needed.
 
     Raises:
-        UserError: an image has no label, or no image can be read.
+        UserError: an image has no label, no image can be read, or the disk is full.
     """
     labels = _labels(source)
     modes = {part: part.training for part in backbone.modules()}
     backbone.eval()
-    rows, indices = [], []
+    kept: Tensor | None = None
+    indices: list[int] = []
     try:
         for found in batches(
             source,
@@ -57,16 +65,36 @@ def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Featu
             workers=reading.workers,
             unreadable=reading.unreadable,
         ):
-            rows.append(backbone(found.images.to(reading.device)).float().cpu())
+            rows = backbone(found.images.to(reading.device)).float().cpu()
+            kept = room(len(source), rows.shape[1]) if kept is None else kept
+            kept[len(indices) : len(indices) + len(rows)] = rows
             indices += found.indices.tolist()
             if reading.tell:
                 reading.tell("features", len(indices), len(source), "")
     finally:
         for part, training in modes.items():
             part.training = training
-    if not rows:
+    if kept is None:
         raise UserError("None of the images to evaluate on can be read; the quarantine list says why.")
-    return Features(torch.cat(rows), labels[indices])
+    return Features(kept[: len(indices)], labels[indices])
+
+
+def room(count: int, width: int, most: int = MOST) -> Tensor:
+    """Return room for features, count×width: float32 in memory, or where that takes more than `most` bytes, a file.
+
+    The file is one of float16 in the system's folder for temporary files (TMPDIR), and gone with the tensor.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    if 4 * count * width <= most:
+        return torch.empty(count, width)
+    place = Path(tempfile.gettempdir())
+    with writing(place), tempfile.TemporaryFile(dir=place) as file:
+        file.truncate(2 * count * width)
+        if hasattr(os, "posix_fallocate"):  # a full disk is met now, not when pages are written
+            os.posix_fallocate(file.fileno(), 0, 2 * count * width)
+        return torch.from_numpy(np.memmap(file, np.float16, "r+", shape=(count, width)))
 
 
 def _labels(source: ImageSource) -> Tensor:

@@ -1,4 +1,7 @@
-"""Weighted k-nearest-neighbour on frozen features (Wu et al., "Instance Discrimination", CVPR 2018, section 3.4)."""
+"""k-nearest-neighbour on frozen features, weighted as by Wu et al. (Instance Discrimination, CVPR 2018, section 3.4).
+
+The bank of training images and the test images are both taken in chunks, so that the memory needed is bounded.
+"""
 
 from __future__ import annotations
 
@@ -10,55 +13,157 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genview.evaluation.features import Features
+from genview.evaluation.features import Features, Tell
 from genview.evaluation.subject import Subject
+from genview.images.source import silent
+from genview.training.duration import bytes_of
 
-SIMILARITIES = 2**26
-"""Held in memory at a time (256 MB in float32)."""
+BUDGET = 500_000_000
+"""Bytes for chunks, where nothing else is said."""
+PAIR = 28
+"""Bytes for one similarity while neighbours are sought: itself, its key of 8 bytes, and what is made on the way."""
+VOTERS = 2**24
+"""Ballots held at a time."""
 
 
 @dataclass(frozen=True)
 class Knn:
-    """Top-1 accuracy with each k.
+    """Top-1 accuracy with each k, by weighted vote, and by plain majority where `plain`.
 
+    A neighbour at cosine similarity s votes with exp(s / `temperature`), or in a plain vote with 1.
+    `budget` bounds the memory for chunks of features and their similarities, beside the features themselves.
     A k above the number of training images is left out, as its name would promise what was not measured; where none
     remains, one k is taken: all of the training images.
     """
 
     kind: Literal["knn"] = "knn"
-    k: tuple[int, ...] = (20, 200)
+    k: tuple[int, ...] = (10, 20, 100, 200)
     temperature: float = 0.07
-
+    plain: bool = True
+    budget: str = "1 GB"
     protocol: ClassVar[str] = "knn-1"
 
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
-        """Yield ('knn/top1@k=K', share of test images that are right)."""
+        """Yield ('knn/top1@k=K', share of test images that are right), then ('knn/plain-top1@k=K', …).
+
+        Raises:
+            UserError: `budget` is no size.
+        """
         train, test = subject.features
-        for k in [k for k in self.k if k <= len(train.y)] or [len(train.y)]:
-            yield f"knn/top1@k={k}", knn_accuracy(train, test, k=k, temperature=self.temperature)
+        known = [k for k in self.k if k <= len(train.y)] or [len(train.y)]
+        found = neighbours(
+            train,
+            test,
+            max(known),
+            budget=bytes_of(self.budget),
+            device=subject.reading.device,
+            tell=subject.reading.tell or silent,
+        )
+        for k in known:
+            yield f"knn/top1@k={k}", found.nearest(k).accuracy(test.y, self.temperature)
+        for k in known if self.plain else ():
+            yield f"knn/plain-top1@k={k}", found.nearest(k).accuracy(test.y, None)
 
 
-def knn_accuracy(
-    train: Features, test: Features, *, k: int, temperature: float = 0.07, chunk: int | None = None
-) -> float:
-    """Share of test images whose label wins the vote of the k nearest training images; all vote where k is larger.
+@dataclass(frozen=True)
+class Neighbours:
+    """Cosine similarities N×k of test images to their neighbours, the nearest first, and the neighbours' labels N×k.
 
-    A neighbour at cosine similarity s votes for its label with exp(s / temperature). Test images are taken `chunk`
-    at a time, by default as many as keep the similarities within 256 MB.
+    Of equally similar images the one that comes first in the training images is the nearer.
     """
-    bank = F.normalize(train.x, dim=1)
-    k = min(k, len(bank))
-    chunk = chunk or max(1, SIMILARITIES // len(bank))
-    right = 0
-    for x, y in zip(test.x.split(chunk), test.y.split(chunk), strict=True):
-        similarity, nearest = (F.normalize(x, dim=1) @ bank.T).topk(k, dim=1)
-        right += int((_vote(similarity, train.y[nearest], temperature) == y).sum())
-    return right / len(test.y)
+
+    similarity: Tensor
+    labels: Tensor
+
+    def nearest(self, k: int) -> Neighbours:
+        """The first k of them."""
+        return Neighbours(self.similarity[:, :k], self.labels[:, :k])
+
+    def accuracy(self, y: Tensor, temperature: float | None) -> float:
+        """Share of the labels `y` that win the vote of the neighbours; None: each has one vote.
+
+        Of labels with equally many votes the lowest wins.
+        """
+        classes = int(self.labels.max()) + 1
+        rows = max(1, VOTERS // classes)
+        parts = zip(self.similarity.split(rows), self.labels.split(rows), y.split(rows), strict=True)
+        return sum(int((_winners(s, of, classes, temperature) == own).sum()) for s, of, own in parts) / len(y)
 
 
-def _vote(similarity: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def knn_accuracy(train: Features, test: Features, *, k: int, temperature: float | None = 0.07) -> float:
+    """Share of test images whose label wins the vote of the k nearest training images; all vote where k is larger."""
+    return neighbours(train, test, k).accuracy(test.y, temperature)
+
+
+def neighbours(
+    train: Features, test: Features, k: int, *, budget: int = BUDGET, device: str = "cpu", tell: Tell = silent
+) -> Neighbours:
+    """Find the k training images that are most similar to each test image; all of them where k is larger.
+
+    Each chunk of the bank goes to the device once; of every test image its best keys so far are kept.
+
+    Args:
+        train: the bank, float32 or float16; products are of float32.
+        test: of whom the neighbours are sought.
+        k: how many.
+        budget: bytes for chunks of both and their similarities; the kept keys, 8 bytes each, come on top.
+        device: where similarities are computed.
+        tell: is told how much of the bank is done.
+    """
+    k, total = min(k, len(train.y)), len(train.y)
+    rows, asked = chunks(budget, train.x.shape[1])
+    kept = [torch.empty(len(part), 0, dtype=torch.int64) for part in test.y.split(asked)]
+    for first in range(0, total, rows):
+        bank = _normal(train.x[first : first + rows], device)
+        for n, part in enumerate(test.x.split(asked)):
+            fresh = _keys(_normal(part, device) @ bank.T, first)
+            best = fresh.topk(min(k, fresh.shape[1]), dim=1).values
+            both = torch.cat([kept[n].to(device), best], dim=1)
+            kept[n] = both.topk(min(k, both.shape[1]), dim=1).values.cpu()
+        tell("neighbours", min(first + rows, total), total, "")
+    keys = torch.cat(kept)
+    return Neighbours(_similarity(keys), train.y[_index(keys)])
+
+
+def chunks(budget: int, width: int) -> tuple[int, int]:
+    """Return how many rows of the bank and of the test images fit into a budget of bytes: half of it for the bank.
+
+    A row of features takes four bytes a value twice, as it is and normalised.
+    """
+    rows = max(1, budget // 2 // (8 * width))
+    return rows, max(1, budget // 2 // (8 * width + PAIR * rows))
+
+
+def _normal(x: Tensor, device: str) -> Tensor:
+    return F.normalize(x.to(device).float(), dim=1)
+
+
+def _keys(similarity: Tensor, first: int) -> Tensor:
+    """Return numbers that sort as similarities do, and where those are equal, the lower index above: B×N, int64.
+
+    The upper half has the bits of the similarity, those of negative ones turned over; the lower half the index from
+    the end, counted from `first` for the first column. So no two keys are equal, and no cut in chunks shows.
+    """
+    bits = (similarity + 0.0).view(torch.int32)  # -0.0 would sort below 0.0
+    sorting = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    index = torch.arange(first, first + similarity.shape[1], device=similarity.device)
+    return (sorting << 32) | (0xFFFFFFFF - index)
+
+
+def _index(keys: Tensor) -> Tensor:
+    return 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+
+
+def _similarity(keys: Tensor) -> Tensor:
+    sorting = (keys >> 32).int()
+    return (sorting ^ ((sorting >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+def _winners(similarity: Tensor, labels: Tensor, classes: int, temperature: float | None) -> Tensor:
     """Winner of the vote: similarities B×k, the largest first, and labels B×k → labels B."""
-    ballots = torch.zeros(len(labels), int(labels.max()) + 1)
-    # The nearest one's vote counts as 1: the winner is the same, and a low temperature does not overflow.
-    votes = ((similarity - similarity[:, :1]) / temperature).exp()
-    return ballots.scatter_add_(1, labels, votes).argmax(dim=1)
+    if temperature is None:
+        votes = torch.ones_like(similarity)
+    else:
+        # The nearest one's vote counts as 1: the winner is the same, and a low temperature does not overflow.
+        votes = ((similarity - similarity[:, :1]) / temperature).exp()
+    return torch.zeros(len(labels), classes).scatter_add_(1, labels, votes).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Linear probe: multinomial logistic regression on frozen features."""
+"""Linear probe: multinomial logistic regression on frozen features, by L-BFGS and by a grid of SGD."""
 
 from __future__ import annotations
 
@@ -10,61 +10,92 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genview.evaluation.features import Features, stratified
+from genview.evaluation.features import Features, Tell, stratified
+from genview.evaluation.rows import ROWS, Rows, right
+from genview.evaluation.sgd import Choice, Course
 from genview.evaluation.subject import Subject
+from genview.images.source import silent
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Full-batch L-BFGS on standardised features, the L2 strength chosen on a part of the *training* images.
+    """Two fits of the same model on standardised features; what both leave open is chosen on training images.
 
-    Each of `l2` multiplies half the squared weights in the mean loss. The best one on `held` of the training
-    images is taken, and the regression is fitted again on all of them. Test images play no part in any choice.
+    The first is full-batch L-BFGS. Each of `l2` multiplies half the squared weights in the mean loss. The best one
+    on `held` of the training images is taken, and the regression is fitted again on all of them.
+
+    The second is SGD with `momentum` over `epochs` in batches of `batch`, the rate falling to zero along half a
+    cosine. Every one of `rates` is taken with every one of `decays`, all trained at once as one matrix; the pair
+    that is best on the held-out part is trained again on all training images.
+
+    Where `l2` or `rates` is empty, that fit is left out. Test images play no part in any choice.
     """
 
     kind: Literal["linear"] = "linear"
     l2: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
     held: float = 0.1
     iterations: int = 200
-
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    decays: tuple[float, ...] = (0.0, 1e-4, 1e-2)
+    epochs: int = 50
+    batch: int = 256
+    momentum: float = 0.9
     protocol: ClassVar[str] = "linear-1"
 
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
-        """Yield ('linear/top1', share of test images that are right)."""
-        yield from self.on(*subject.features, subject.seed)
+        """Yield ('linear/top1', share of test images that are right) by L-BFGS, then ('linear/sgd-top1', …)."""
+        reading = subject.reading
+        yield from self.on(*subject.features, subject.seed, reading.device, reading.tell or silent)
 
-    def on(self, train: Features, test: Features, seed: int) -> Iterator[tuple[str, float]]:
+    def on(
+        self, train: Features, test: Features, seed: int, device: str = "cpu", tell: Tell = silent
+    ) -> Iterator[tuple[str, float]]:
         """Yield the same from features."""
-        mean, std = train.x.mean(dim=0), train.x.std(dim=0, correction=0) + 1e-6
-        train, test = (Features((part.x - mean) / std, part.y) for part in (train, test))
         classes = int(torch.cat([train.y, test.y]).max()) + 1
-        best = self._best(train, classes, seed)
-        yield "linear/top1", accuracy(fitted(train, classes, best, self.iterations), test)
+        rows = Rows.standardised(train, device)
+        own, held = (rows.only(index) for index in stratified(train.y, self.held, seed))
+        if self.l2:
+            weight = fitted(rows, classes, self._best(own, held, classes), self.iterations)
+            yield "linear/top1", accuracy(rows.of(test), weight)
+        if self.rates:
+            course = Course(self.epochs, self.batch, self.momentum, seed, tell)
+            choice = self._choice(own, held, classes, course)
+            yield "linear/sgd-top1", accuracy(rows.of(test), course.trained(rows, classes, [choice])[0])
 
-    def _best(self, train: Features, classes: int, seed: int) -> float:
-        own, held = (Features(train.x[rows], train.y[rows]) for rows in stratified(train.y, self.held, seed))
-        if not len(held.y) or len(self.l2) == 1:
+    def _best(self, own: Rows, held: Rows, classes: int) -> float:
+        if not len(held) or len(self.l2) == 1:
             return self.l2[-1]
-        return max(self.l2, key=lambda l2: accuracy(fitted(own, classes, l2, self.iterations), held))
+        return max(self.l2, key=lambda l2: accuracy(held, fitted(own, classes, l2, self.iterations)))
+
+    def _choice(self, own: Rows, held: Rows, classes: int, course: Course) -> Choice:
+        """The best rate and decay on the held-out part; of equal ones the first. One that diverges is never right."""
+        grid = [Choice(rate, decay) for rate in self.rates for decay in self.decays]
+        if not len(held) or len(grid) == 1:
+            return grid[0]
+        return grid[int(right(held, course.trained(own, classes, grid)).argmax())]
 
 
-def fitted(train: Features, classes: int, l2: float, iterations: int) -> Tensor:
+def fitted(rows: Rows, classes: int, l2: float, iterations: int) -> Tensor:
     """Minimise mean cross-entropy + l2/2 · |W|² (bias free); return W and bias as D+1×classes."""
-    x = torch.cat([train.x, torch.ones(len(train.x), 1)], dim=1)
-    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
+    weight = torch.zeros(len(rows.mean) + 1, classes, device=rows.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=iterations, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    small = list(rows.parts()) if len(rows) <= ROWS else None
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(x @ weight, train.y) + l2 / 2 * weight[:-1].square().sum()
+        value = l2 / 2 * weight[:-1].square().sum()
         value.backward()
-        return value
+        total = value.detach()
+        for x, y in small or rows.parts():
+            part = F.cross_entropy(x @ weight, y, reduction="sum") / len(rows)
+            part.backward()
+            total += part.detach()
+        return total
 
     optimizer.step(loss)
     return weight.detach()
 
 
-def accuracy(weight: Tensor, test: Features) -> float:
-    """Share of images that the regression gets right."""
-    scores = test.x @ weight[:-1] + weight[-1]
-    return float((scores.argmax(dim=1) == test.y).float().mean())
+def accuracy(rows: Rows, weight: Tensor) -> float:
+    """Share of rows that a regression gets right."""
+    return float(right(rows, weight[None])[0])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from genview.evaluation.features import Features
 from genview.evaluation.linear import fitted
+from genview.evaluation.rows import Rows
 from genview.evaluation.subject import Subject
 from genview.images import batches
 from genview.images.source import silent
@@ -52,7 +53,7 @@ def portray(subject: Subject, folder: Path) -> None:
     tell = subject.reading.tell or silent
     tell("portrait", 0, 3, "linear probe")
     train, test = subject.features
-    probe = Probe.on(train, subject.seed)
+    probe = Probe.on(train, subject)
     names = np.array(subject.test.classes, dtype=object)
     predicted = names[probe(test.x, len(names))]
     write_table(folder / PREDICTIONS, {"label": names[test.y.numpy()], "predicted": predicted})
@@ -78,25 +79,23 @@ def portray(subject: Subject, folder: Path) -> None:
 class Probe(NamedTuple):
     """A linear probe on standardised features."""
 
-    mean: Tensor
-    std: Tensor
+    rows: Rows
     weight: Tensor
 
     @staticmethod
-    def on(train: Features, seed: int) -> Probe:
+    def on(train: Features, subject: Subject) -> Probe:
         """Fit it on at most `MOST_KNOWN` images."""
-        chance = torch.Generator().manual_seed(seed_of(seed, "", 0, "portrait"))
-        rows = torch.randperm(len(train.y), generator=chance)[:MOST_KNOWN]
-        x, y = train.x[rows].float(), train.y[rows]
-        mean, std = x.mean(dim=0), x.std(dim=0, correction=0) + 1e-6
-        return Probe(mean, std, fitted(Features((x - mean) / std, y), int(train.y.max()) + 1, L2, ITERATIONS))
+        chance = torch.Generator().manual_seed(seed_of(subject.seed, "", 0, "portrait"))
+        rows = Rows.standardised(train, subject.reading.device)
+        some = rows.only(torch.randperm(len(train.y), generator=chance)[:MOST_KNOWN].sort().values.tolist())
+        return Probe(rows, fitted(some, int(train.y.max()) + 1, L2, ITERATIONS))
 
     def __call__(self, x: Tensor, classes: int) -> np.ndarray:
-        """Return the predicted class of each row, one of the first `classes`."""
-        parts = [
-            ((part.float() - self.mean) / self.std) @ self.weight[:-1] + self.weight[-1] for part in x.split(8192)
-        ]
-        return np.concatenate([scores[:, :classes].argmax(dim=1).numpy() for scores in parts])
+        """Return the predicted class of each row of features, one of the first `classes`."""
+        rows = self.rows.of(Features(x, torch.zeros(len(x), dtype=torch.int64)))
+        return np.concatenate(
+            [(part @ self.weight)[:, :classes].argmax(dim=1).cpu().numpy() for part, _ in rows.parts()]
+        )
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The whole experiment: load it, and do its stages."""
 
 from genview.experiment.cost import cost
+from genview.experiment.examine import Examination, examination_cost, examine, is_examination
 from genview.experiment.fit import FitExperiment
 from genview.experiment.fit_choice import for_folder
 from genview.experiment.fit_lora import LoraExperiment
@@ -16,6 +17,7 @@ from genview.experiment.study import run_study
 from genview.experiment.study_cost import study_cost
 
 __all__ = [
+    "Examination",
     "Experiment",
     "FitExperiment",
     "Fitting",
@@ -25,9 +27,12 @@ __all__ = [
     "Study",
     "analyse_images",
     "cost",
+    "examination_cost",
+    "examine",
     "fit_generator",
     "for_folder",
     "generate_views",
+    "is_examination",
     "is_study",
     "load",
     "load_study",

@@ -43,7 +43,7 @@ def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
     Raises:
         UserError: the images or the weights cannot be had; better now than in the middle of a run.
     """
-    images = len(stages.sources[0])
+    images = len(stages.sources.train)
     yield f"images: {images:,} to train on"
     if experiment.generator is not None:
         yield from (item.text for item in view_costs(experiment, stages, images))
@@ -63,7 +63,7 @@ def view_costs(experiment: Experiment, stages: Stages, images: int) -> Iterator[
     assert settings is not None
     batch = min(batch_for(generator, settings.batch, stages.device), images)
     size = generator.encoder.size
-    pixels = next(batches(stages.sources[0], size=size, batch=batch, unreadable=lambda *_: None)).images
+    pixels = next(batches(stages.sources.train, size=size, batch=batch, unreadable=lambda *_: None)).images
     encode = _seconds(lambda: generator.encoder.encode(pixels.to(stages.device))) / len(pixels)
     passes = 1 + 2 * min(experiment.foreground.sample, images) / images
     seconds = encode * images * passes

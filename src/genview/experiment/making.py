@@ -85,7 +85,7 @@ def take_views(stages: Stages, place: Path, settings: ImportSettings, tell: Tell
     found = files_in(place, stages.index and stages.index / digest, tell)
     identity = {"images": dump(stages.experiment)["images"], "from": str(place)}
     return import_views(
-        stages.sources[0],
+        stages.sources.train,
         found,
         stages.run.views,
         settings,
@@ -114,7 +114,7 @@ class Parts:
 
     def count(self, stages: Stages) -> int:
         """How many there are; needs the images, and no model."""
-        return len(parts_of(stages.sources[0], self.experiment.foreground))
+        return len(parts_of(stages.sources.train, self.experiment.foreground))
 
     def prepare(self, device: str) -> Callable[[int], None]:
         """Load the encoder."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genview.errors import UserError
+from genview.experiment.examine import is_examination
 from genview.experiment.load import load, read_yaml
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
@@ -57,10 +58,15 @@ def _fits(settings: dict[str, Any]) -> bool:
 
 
 def _source(run: RunFolder, tell: Tell, say: Callable[[str], None]) -> ImageSource | None:
-    """The originals; without them the page shows what the run folder holds."""
+    """The originals; without them the page shows what the run folder holds.
+
+    A backbone that was pretrained elsewhere has none.
+    """
+    if is_examination(run.experiment):
+        return None
     try:
         experiment = load(Experiment, run.experiment)
-        return Stages(experiment, run, index=run.root / "index", tell=tell).sources[0]
+        return Stages(experiment, run, index=run.root / "index", tell=tell).sources.train
     except UserError as error:
         say(f"Most originals are missing on the page, for their images are not at hand. {error}")
         return None

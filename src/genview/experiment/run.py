@@ -22,7 +22,7 @@ def run_all(experiment: Experiment, out: Path, launcher: Launcher, tell: Tell) -
         UserError: see the stages.
     """
     stages = Stages.open(experiment, out, tell)
-    plan_of(experiment.training, len(stages.sources[0]))
+    plan_of(experiment.training, len(stages.sources.train))
     if experiment.generator is not None:
         analyse_images(stages, launcher, tell)
         if not imported(stages.run.views):

@@ -51,7 +51,9 @@ class Experiment:
     `generator: null` gives pairs of the originals alone and `quality: null` equal weights: the paper's
     baselines. `baseline: true` trains that baseline too, with the same budget, and shows both side by side.
     `views` takes images of another collection instead of generated ones, a comparison of the paper.
-    `test` holds labelled images to evaluate on; where it is absent, a part of `images` is held out for that.
+    `test` holds labelled images to evaluate on; where it is absent, a fifth of `images` is held out for that.
+    `validation` holds a part of labelled `images` out of the training, to choose the backbone that is kept beside the
+    last one: a share of each class below 1, or a number of images. Test images are never used for a choice.
     """
 
     images: Annotated[ImageSettings, Field(discriminator="kind")]
@@ -70,15 +72,17 @@ class Experiment:
     method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=MoCoV2)
     training: TrainSettings = field(default_factory=TrainSettings)
     evaluation: tuple[Annotated[Evaluation, Field(discriminator="kind")], ...] = (Knn(), Linear())
+    validation: float = 0.1
     baseline: bool = False
     seed: int = 0
 
 
 def essential(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a resolved experiment on which results depend."""
+    """Return the part of a resolved experiment on which its backbones depend."""
     return {
         name: {k: v for k, v in value.items() if k not in INDIFFERENT.get(name, ())}
         if isinstance(value, dict)
         else value
         for name, value in resolved.items()
+        if name != "evaluation"  # each result is kept under its own settings
     }

@@ -24,8 +24,7 @@ from genview.training.pretrain import Tell
 def making_of(experiment: Experiment, seed: int) -> Experiment | None:
     """Return the experiment that makes a run's views and depends on nothing else; None where the run has none.
 
-    `seed` stands for those of all runs, so they share views. Without test images each seed holds others out of the
-    training, so the run's own seed stays.
+    `seed` stands for those of all runs, so they share views.
     """
     if experiment.generator is None:
         return None
@@ -37,7 +36,8 @@ def making_of(experiment: Experiment, seed: int) -> Experiment | None:
         noise=experiment.noise,
         generate=experiment.generate,
         training=TrainSettings(device=experiment.training.device),
-        seed=experiment.seed if experiment.test is None else seed,
+        validation=experiment.validation,
+        seed=seed,
     )
 
 

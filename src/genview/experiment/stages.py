@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from genview.encoders import FrozenEncoder, load_frozen
-from genview.encoders.backbone import load as load_backbone
 from genview.errors import UserError
-from genview.evaluation import Linear, Reading, Subject, extract, judge, knn_accuracy, name_of, portray, split
+from genview.experiment.evaluating import judge_run, online_probe
 from genview.experiment.load import dump, read_yaml, to_yaml
+from genview.experiment.roles import Roles, built, roles_of
 from genview.experiment.schema import Experiment, essential
 from genview.experiment.weighing import weigher
 from genview.foreground import Analysis, Looking
 from genview.generators import Generator, ViewTable
 from genview.generators.imported import imported
-from genview.images import ImageSettings, ImageSource, Subset
 from genview.images.held import held
 from genview.images.source import silent
 from genview.pairs import FindView, Pairs
 from genview.pairs.external import Eyes, Joined, neighbours
 from genview.report import write_page
-from genview.store import RunFolder, claim, want_results, write_bytes
+from genview.store import RunFolder, claim, write_bytes
 from genview.store.parts import differences
 from genview.training import pretrain
 from genview.training.duration import bytes_of
-from genview.training.pretrain import Probe, Tell, make_fabric
-
-ONLINE_IMAGES = 2000
-ONLINE_K = 20
-ONLINE_LINEAR = Linear(l2=(1e-3,), iterations=50)
-"""Quick rather than best: the curve of a training, not its result."""
+from genview.training.pretrain import Tell, make_fabric
 
 
 @dataclass(frozen=True)
@@ -89,14 +80,15 @@ class Stages:
         return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
     @cached_property
-    def sources(self) -> tuple[ImageSource, ImageSource | None]:
-        """Images to train on, and labelled images to evaluate on (None: there are no labels)."""
-        images = self._found(self.experiment.images)
-        if self.experiment.test is not None:
-            return images, self._found(self.experiment.test)
-        if images.classes:
-            return split(images, 0.2, self.experiment.seed)
-        return images, None
+    def sources(self) -> Roles:
+        """The images by what they are for.
+
+        Raises:
+            UserError: there are none, or not the labels that are needed.
+        """
+        wanted, index = self.experiment, self.index
+        test = None if wanted.test is None else built(wanted.test, index, self.tell)
+        return roles_of(built(wanted.images, index, self.tell), test, wanted.validation)
 
     @cached_property
     def generator(self) -> Generator:
@@ -104,12 +96,6 @@ class Stages:
         if self.experiment.generator is None:
             raise UserError("This experiment has generator: null, so there is nothing to analyse or to generate.")
         return self.experiment.generator.load(self.device)
-
-    def _found(self, images: ImageSettings) -> ImageSource:
-        """Build a source; its list is kept under a name that tells settings apart."""
-        digest = hashlib.blake2b(json.dumps(dump(images)).encode(), digest_size=6).hexdigest()
-        source: ImageSource = images.build(self.index and self.index / digest, self.tell)
-        return source
 
     def pretrain(self, tell: Tell) -> None:
         """Train the backbone, and the baseline if the experiment wants one."""
@@ -122,7 +108,7 @@ class Stages:
                 self.experiment.training,
                 self.run,
                 weigh=weigh,
-                probe=self._probe(),
+                probe=online_probe(self),
                 tell=_named(tell, self.label),
             )
         if self.experiment.baseline:
@@ -130,37 +116,13 @@ class Stages:
 
     def evaluate(self, tell: Tell) -> None:
         """Judge the pretrained backbone, and the baseline's; what is judged already is left."""
-        train, test = self.sources
-        if test is not None:
-            want_results(self.run.evaluation, [name_of(evaluation) for evaluation in self.experiment.evaluation])
-            named = _named(tell, self.label)
-            subject = Subject(
-                load=lambda: load_backbone(self.experiment.training.backbone, self.run.backbone).to(self.device),
-                train=train,
-                test=test,
-                reading=self._reading(named),
-                seed=self.experiment.seed,
-                folder=self.run.evaluation,
-            )
-            if self.experiment.evaluation:
-                portray(subject, self.run.evaluation)  # first, so that its features are there for the others
-            judge(subject, self.experiment.evaluation, self.run.evaluation / "last", "last", named)
+        judge_run(self, _named(tell, self.label))
         if self.experiment.baseline:
             self.plain().evaluate(tell)
 
-    def _reading(self, tell: Tell) -> Reading:
-        """How images are read to be judged by."""
-        return Reading(
-            self.experiment.pairs.size,
-            workers=self.experiment.training.workers,
-            device=self.device,
-            tell=tell,
-            unreadable=self.run.quarantine,
-        )
-
     def report(self, tell: Tell) -> None:
         """Write the page."""
-        write_page(self.run, self.sources[0], tell)
+        write_page(self.run, self.sources.train, tell)
         tell("report", 1, 1, "")
 
     def plain(self) -> Stages:
@@ -171,7 +133,7 @@ class Stages:
 
     def _usable(self) -> Sequence[int] | np.ndarray:
         """Images that the analysis could read; all of them where there is none. Never a list of Python's numbers."""
-        source, folder = self.sources[0], self.analysis or self.run.analysis
+        source, folder = self.sources.train, self.analysis or self.run.analysis
         if not any(folder.glob("part-*.parquet")):
             return range(len(source))
         known = set(Analysis(folder).rows(["key"])["key"])
@@ -180,7 +142,7 @@ class Stages:
     def _pairs(self, tell: Tell) -> Pairs:
         """The pairs to train on; external images make them more, or others, and a training no longer."""
         experiment, usable, views = self.experiment, self._usable(), self.experiment.views
-        training, source = experiment.training, self.sources[0]
+        training, source = experiment.training, self.sources.train
         if budget := bytes_of(training.hold):
             source = held(source, budget, _named(tell, self.label), training.workers)
         if views is None:
@@ -204,7 +166,7 @@ class Stages:
         return ViewTable(self.run.views) if made else None
 
     def _find_view(self, usable: Sequence[int] | np.ndarray) -> FindView | None:
-        views, source = self.view_table, self.sources[0]
+        views, source = self.view_table, self.sources.train
         if views is None:
             return None
         missing = views.missing([source.key(i) for i in usable])
@@ -218,27 +180,8 @@ class Stages:
     def looking(self, encoder: FrozenEncoder, tell: Tell) -> Looking:
         """The images to train on as a frozen encoder sees them."""
         settings = self.experiment.foreground
-        return Looking(self.sources[0], encoder, settings, self.device, tell, self.run.quarantine)
-
-    def _probe(self) -> Probe | None:
-        train, test = self.sources
-        if test is None:
-            return None
-        bank, held = _few(train, ONLINE_IMAGES), _few(test, ONLINE_IMAGES // 2)
-        reading = Reading(self.experiment.pairs.size, device=self.device, unreadable=self.run.quarantine)
-
-        def probe(backbone: nn.Module) -> Iterable[tuple[str, float]]:
-            known, asked = extract(backbone, bank, reading), extract(backbone, held, reading)
-            yield f"knn/top1@k={ONLINE_K}", knn_accuracy(known, asked, k=ONLINE_K, temperature=0.07)
-            yield from ONLINE_LINEAR.on(known, asked, self.experiment.seed)
-
-        return probe
+        return Looking(self.sources.train, encoder, settings, self.device, tell, self.run.quarantine)
 
 
 def _named(tell: Tell, label: str) -> Tell:
     return lambda what, done, total, note: tell(what + label, done, total, note)
-
-
-def _few(source: ImageSource, count: int) -> ImageSource:
-    """At most `count` images, evenly spaced."""
-    return Subset(source, range(0, len(source), -(-len(source) // count)))

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from genview.errors import UserError
+from genview.experiment.evaluating import is_judged
 from genview.experiment.grid import Grid, GridRun
 from genview.experiment.load import to_yaml
 from genview.experiment.schema import Experiment
@@ -57,8 +58,9 @@ class Runs:
         return partial(self.do, device)
 
     def finished(self, number: int) -> bool:
-        """Whether a run has come to its end."""
-        return self.run_folder(number).finished.exists()
+        """Whether a run has come to its end, and has been judged as is wanted now."""
+        run = self.run_folder(number)
+        return run.finished.exists() and is_judged(self.grid.runs[number].experiment, run)
 
     def making(self, number: int) -> Experiment | None:
         """Return what makes the views of a run, None where it has none."""
@@ -95,7 +97,7 @@ class Runs:
         own = device if wanted == "auto" or device.startswith(wanted) else wanted
         training = replace(run.experiment.training, device=own, devices=1)
         stages = replace(stages, experiment=replace(run.experiment, training=training), wanted_device=own)
-        plan_of(training, len(stages.sources[0]))
+        plan_of(training, len(stages.sources.train))
         tell = _naming(run.name, self.tell)
         stages.pretrain(tell)
         stages.evaluate(tell)
@@ -131,7 +133,7 @@ def run_study(grid: Grid, out: Path, launcher: Launcher, tell: Tell) -> None:
     stages = [runs.opened(run) for run in grid.runs]
     write_bytes(out / "study.yaml", to_yaml(grid.study).encode())
     left = [n for n in range(len(grid.runs)) if not runs.finished(n)]
-    if left and replace(stages[0], tell=tell).sources[1] is None:
+    if left and replace(stages[0], tell=tell).sources.test is None:
         raise UserError("The images of this study have no labels to score its runs by: name labelled ones as `test`.")
     stopped = ""
     try:

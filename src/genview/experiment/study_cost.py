@@ -29,13 +29,13 @@ def study_cost(grid: Grid) -> Iterator[str]:
     for making, count in _makings(grid):
         stages, analysis = Stages(making, RunFolder(Path())), Shared(Path()).analysis(making).root
         yield f"views for {count} runs, noise {making.noise.kind}"
-        for item in view_costs(making, stages, len(stages.sources[0])):
+        for item in view_costs(making, stages, len(stages.sources.train)):
             if item.stage != "analyse" or analysis not in analysed:
                 total += item.seconds
                 yield f"  {item.text}"
         analysed.add(analysis)
     for experiment, count in _trainings(grid):
-        images = len(Stages(experiment, RunFolder(Path())).sources[0])
+        images = len(Stages(experiment, RunFolder(Path())).sources.train)
         weighted = experiment.quality is not None
         item = training_cost(experiment.method, experiment.training, experiment.pairs, images, weighted=weighted)
         total += item.seconds * count

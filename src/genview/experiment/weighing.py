@@ -59,7 +59,7 @@ def weigher(stages: Stages, tell: Tell) -> Weigh | None:
 
 def _share(stages: Stages, duration: str) -> float:
     """A duration as a share of the training."""
-    training, images = stages.experiment.training, len(stages.sources[0])
+    training, images = stages.experiment.training, len(stages.sources.train)
     return steps_of(duration, images=images, batch=training.batch) / plan_of(training, images).steps
 
 

@@ -45,13 +45,16 @@ class Result:
 def results(run: RunFolder) -> list[Result]:
     """Return every measure of the evaluations of a run, in their order, beside those of its baseline.
 
+    They are those of the last backbone, or of the one that was given where none was trained.
+
     Raises:
         UserError: a result is damaged.
     """
     best, plain = final(run, "best"), final(run.baseline)
+    last = read_results(run.evaluation, "last") or read_results(run.evaluation, "given")
     return [
         Result(name, value, plain.get(name), best.get(name), found.protocol)
-        for found in read_results(run.evaluation, "last")
+        for found in last
         for name, value in found.measures
     ]
 

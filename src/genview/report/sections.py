@@ -39,19 +39,20 @@ def sections_of(material: Material, source: ImageSource | None, tell: Tell = sil
 
 
 def scores(material: Material) -> Section:
-    """Scores by kNN and linear probe beside those of the same budget without views and weights."""
+    """Final scores beside those of the best backbone, and of the same budget without views and weights."""
     found = material.results
     reading = (
-        "Share of test images whose class follows rightly from the frozen backbone's features, by nearest "
-        "neighbours and by a linear probe. One seed each: a small difference may be chance."
+        "What the last backbone of the training scores on test images, and by which protocol. Best is the one with "
+        "the highest online kNN on held-out training images. One seed each: a small difference may be chance."
     )
     if not found:
         return Section("results", "Results", reading, missing("evaluate", " (it needs labelled images)"))
     compared = any(result.baseline is not None for result in found)
+    best = any(result.best is not None for result in found)
     heads = ["measure", f"with {material.treatment}" if compared and material.treatment else "this run"]
-    heads += ["same budget without", "difference, points"] if compared else []
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    rows = "".join(_score_row(result, compared) for result in found)
+    heads += (["best"] if best else []) + (["same budget without", "difference, points"] if compared else [])
+    head = "".join(f'<th scope="col">{text}</th>' for text in [*heads, "protocol"])
+    rows = "".join(_score_row(result, compared, best) for result in found)
     body = f'<div class="scroll" tabindex="0"><table class="scores"><thead><tr>{head}</tr></thead>'
     body += f"<tbody>{rows}</tbody></table></div>"
     if not compared:
@@ -62,17 +63,19 @@ def scores(material: Material) -> Section:
     return Section("results", "Results", reading, body)
 
 
-def _score_row(result: Result, compared: bool) -> str:
+def _score_row(result: Result, compared: bool, best: bool) -> str:
     words = label(result.name)
     name = html.escape(words if words.startswith("kNN") else words[:1].upper() + words[1:])
     cells = f'<th scope="row">{name}<br><code>{html.escape(result.name)}</code></th>'
     cells += f'<td class="own">{percent(result.value)}</td>'
+    if best:
+        cells += f"<td>{'–' if result.best is None else percent(result.best)}</td>"
     if result.baseline is not None and result.difference is not None:
         kind = "up" if result.difference > 0 else "down" if result.difference < 0 else "even"
         cells += f'<td>{percent(result.baseline)}</td><td class="{kind}">{points(result.difference)}</td>'
     elif compared:
         cells += "<td>–</td><td>–</td>"
-    return f"<tr>{cells}</tr>"
+    return f"<tr>{cells}<td>{html.escape(result.protocol)}</td></tr>"
 
 
 def views(material: Material, source: ImageSource | None, tell: Tell) -> Section:

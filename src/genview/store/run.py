@@ -84,6 +84,11 @@ class RunFolder:
         return self.root / "backbone.safetensors"
 
     @property
+    def best(self) -> Path:
+        """The backbone with the best score on held-out training images in the course of the training."""
+        return self.root / "best.safetensors"
+
+    @property
     def evaluation(self) -> Path:
         """A folder for each backbone with a file for each result; see `store.evaluated`."""
         return self.root / "evaluation"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from genview.distributed import global_mean, rank, world_size
+from genview.encoders import Backbone
 from genview.errors import UserError
 from genview.images.order import positions
 from genview.images.origin import Origin
@@ -18,6 +19,7 @@ from genview.methods import Losses
 from genview.pairs import PairBatch, Pairs, collate
 from genview.quality import Quality
 from genview.seeds import seed_of
+from genview.training.best import Best
 from genview.training.monitors import feature_std, rank_me, tails
 from genview.training.optimizer import schedule
 from genview.training.record import Record
@@ -26,7 +28,8 @@ from genview.training.state import TrainState
 
 Weigh = Callable[[Sequence[Tensor], Origin, float], Quality]
 """(views B×3×S×S in [0, 1], where they come from, share of the training that is done) → quality of their pairs."""
-Probe = Callable[[nn.Module], Iterable[tuple[str, float]]]
+Probe = Callable[[Backbone], Iterable[tuple[str, float]]]
+"""Backbone → names and values in [0, 1], on images that are not trained on; the first is what is to be the best."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Loop:
     weigh: Weigh | None
     probe: Probe | None
     pairs: Pairs
+    best: Best
     features: Tensor | None = None
 
     def run_through(self) -> None:
@@ -123,11 +127,19 @@ class Loop:
         if self._time_for(self.plan.measure, step.number):
             self._measure(step)
         if self.probe and self._time_for(self.plan.probe, step.number) and rank() == 0:
-            found = self.probe(self.state.learner.backbone)
-            self.record.measures({f"online/{name}": value for name, value in found}, step.number)
+            self._probe(self.probe, step.number)
         if self._time_for(self.plan.save, step.number) and rank() == 0:
             self.record.keep()
             self.state.save(self.record.run.checkpoints / "last.pt")
+            self.best.settle()
+
+    def _probe(self, probe: Probe, number: int) -> None:
+        """Note what the probe finds; its first score says which backbone is the best."""
+        backbone = self.state.learner.backbone
+        found = list(probe(backbone))
+        self.record.measures({f"online/{name}": value for name, value in found}, number)
+        for _, score in found[:1]:
+            self.best.offer(backbone, score, number)
 
     def _measure(self, step: Step) -> None:
         values = {"train/loss": float(global_mean(step.loss)), "train/rate": step.rate}

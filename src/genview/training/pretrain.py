@@ -14,6 +14,7 @@ from genview.pairs import Pairs, PairSettings
 from genview.seeds import seed_of
 from genview.store import RunFolder, sweep
 from genview.training.batchnorm import synchronised
+from genview.training.best import Best
 from genview.training.devices import make_fabric, own_buffers
 from genview.training.loop import Loop, Probe, Weigh
 from genview.training.record import Record, Tell
@@ -35,8 +36,9 @@ def pretrain(
 ) -> Backbone:
     """Train a backbone on pairs, continuing from the run's checkpoint where there is one.
 
-    Writes measures, checkpoints, example pairs, and at the end `backbone.safetensors`. With several processes, each
-    calls this with the same arguments; the first one writes.
+    Writes measures, checkpoints, example pairs, and at the end `backbone.safetensors`, and, where there is a probe,
+    the backbone of which it had the best score as `best.safetensors`. With several processes, each calls this with
+    the same arguments; the first one writes.
 
     Raises:
         UserError: settings that cannot work, a full disk, or a loss that is not finite.
@@ -57,11 +59,13 @@ def pretrain(
         state.load(last, fabric.device)
     if rank() == 0:
         run.forget_after(state.step, ("train/", "online/", "quality/"))
+    best = Best.continued(run.checkpoints, state.step) if rank() == 0 else Best(run.checkpoints)
     module, wrapped = fabric.setup(learner, optimizer)
     own_buffers(module)
     with Record(run, settings, plan.steps, state.step, tell) as record:
-        Loop(fabric, module, wrapped, state, settings, plan, record, weigh, probe, pairs).run_through()
+        Loop(fabric, module, wrapped, state, settings, plan, record, weigh, probe, pairs, best).run_through()
     if rank() == 0:
+        best.finish(run.best)
         export(learner.backbone, run.backbone)
     fabric.barrier()
     return learner.backbone

@@ -1,0 +1,133 @@
+"""Judging a backbone that was pretrained elsewhere, with the evaluations that runs are judged by."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from genview.encoders import Backbone
+from genview.encoders.given import GivenBackbone
+from genview.errors import UserError
+from genview.evaluation import Evaluation, Knn, Linear, Reading, Subject, judge, name_of
+from genview.experiment.load import dump, read_yaml, to_yaml
+from genview.experiment.roles import Roles, built, roles_of
+from genview.images import ImageSettings
+from genview.images.source import silent
+from genview.report.words import span
+from genview.store import RunFolder, claim, want_results, write_bytes
+from genview.training.pretrain import Tell
+
+INDIFFERENT = ("evaluation", "batch", "workers", "device")
+"""Settings that may change between calls: each result is kept under its evaluation's own."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A backbone that was pretrained elsewhere, labelled images, and what it is judged by.
+
+    Probes learn on `images` and are scored on `test`; where that is absent, on a fifth of `images`. `size` is the
+    side in pixels at which images are shown to the backbone.
+    """
+
+    backbone: GivenBackbone
+    images: Annotated[ImageSettings, Field(discriminator="kind")]
+    test: Annotated[ImageSettings, Field(discriminator="kind")] | None = None
+    size: int = 224
+    evaluation: tuple[Annotated[Evaluation, Field(discriminator="kind")], ...] = (Knn(), Linear())
+    batch: int = 256
+    workers: int = 2
+    device: str = "auto"
+    seed: int = 0
+
+    @property
+    def on(self) -> str:
+        """The device that is meant."""
+        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+
+    def roles(self, index: Path | None = None, tell: Tell = silent) -> Roles:
+        """Find the images.
+
+        Raises:
+            UserError: there are none, or they have no labels.
+        """
+        test = None if self.test is None else built(self.test, index, tell)
+        roles = roles_of(built(self.images, index, tell), test, 0)
+        if roles.test is None:
+            raise UserError("A backbone is judged by labels, and these images have none: use class folders.")
+        return roles
+
+    def load(self) -> Backbone:
+        """Load the backbone onto the device.
+
+        Raises:
+            UserError: see `GivenBackbone.load`.
+        """
+        return self.backbone.load().to(self.on)
+
+
+def is_examination(file: Path) -> bool:
+    """Whether a YAML file is for a backbone that was pretrained elsewhere."""
+    return "backbone" in read_yaml(file)
+
+
+def examine(examination: Examination, out: Path, tell: Tell) -> RunFolder:
+    """Judge the backbone; what was judged before in this folder is left.
+
+    Raises:
+        UserError: the folder holds results of another backbone or other images, or see `Examination` and `judge`.
+    """
+    run = RunFolder(out)
+    folder, roles = run.evaluation / "given", examination.roles(out / "index", tell)
+    assert roles.labelled is not None
+    assert roles.test is not None
+    claim(folder, _identity(examination))
+    write_bytes(run.experiment, to_yaml(examination).encode())
+    want_results(run.evaluation, [name_of(evaluation) for evaluation in examination.evaluation])
+    reading = Reading(examination.size, examination.batch, examination.workers, examination.on, tell, run.quarantine)
+    subject = Subject(examination.load, roles.labelled, roles.test, reading, examination.seed, folder)
+    judge(subject, examination.evaluation, folder, "given", tell)
+    return run
+
+
+def examination_cost(examination: Examination) -> Iterator[str]:
+    """Yield lines that say what is judged with what, and how long the backbone will look at the images.
+
+    Raises:
+        UserError: images or weights cannot be had.
+    """
+    roles, backbone = examination.roles(), examination.load().eval()
+    assert roles.labelled is not None
+    assert roles.test is not None
+    count = sum(value.numel() for value in backbone.parameters())
+    yield f"backbone: {count:,} weights, {backbone.width} features, every weight in its place"
+    yield f"images: {len(roles.labelled):,} to learn on, {len(roles.test):,} to be scored on"
+    batch = min(examination.batch, len(roles.labelled))
+    images = torch.rand(batch, 3, examination.size, examination.size, device=examination.on)
+    seconds = _seconds(backbone, images) / batch * (len(roles.labelled) + len(roles.test))
+    yield f"features: {span(seconds)}, without reading the images; evaluations that train come on top"
+
+
+@torch.no_grad()
+def _seconds(backbone: Backbone, images: torch.Tensor) -> float:
+    """Seconds for a batch, after one that warms up; the copy back waits for the device."""
+    backbone(images).cpu()
+    start = time.perf_counter()
+    backbone(images).cpu()
+    return time.perf_counter() - start
+
+
+def _identity(examination: Examination) -> dict[str, object]:
+    """What results depend on, the content of a file of weights too."""
+    content = {name: value for name, value in dump(examination).items() if name not in INDIFFERENT}
+    weights = Path(examination.backbone.weights)
+    if weights.is_file():
+        with weights.open("rb") as file:
+            content["weights"] = hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+    return content
