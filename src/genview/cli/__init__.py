@@ -142,7 +142,7 @@ def evaluate(file: File, out: Out, sets: Set = NO_SETS) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False, metavar="RUN...")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False, metavar="RUN")],
     out: Annotated[
         Path | None,
         typer.Option(help="The page: report.html in the folder of a single run, else comparison.html here."),
