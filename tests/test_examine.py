@@ -59,7 +59,7 @@ def test_a_file_of_weights_is_judged(folder: Path, tmp_path: Path, said: Callabl
     assert said(*command, "--set", MORE).returncode == 0
     assert place.stat().st_mtime_ns == before
     assert [row.name for row in results(run)] == ["knn/top1@k=3", "knn/top1@k=1", "knn/plain-top1@k=1"]
-    assert said("report", folder / "examine.yaml", "--out", tmp_path).returncode == 0
+    assert said("report", tmp_path).returncode == 0
     assert "kNN top-1 (k = 3)" in run.page.read_text()
 
 

@@ -202,7 +202,7 @@ def test_check_and_report_understand_it(
     assert "generator: " in done.stdout
     assert not list(tmp_path.iterdir()), "nothing is left behind"
     (finished / "report.html").unlink()
-    assert said("report", folder / "fit.yaml", "--out", finished).returncode == 0
+    assert said("report", finished).returncode == 0
     assert "Views of held-out images" in (finished / "report.html").read_text()
     done = said("watch", "--out", finished, "--once")
     assert "fit/loss" in done.stderr

@@ -8,6 +8,7 @@ from genview.evaluation.judge import Judges, judge, name_of
 from genview.evaluation.knn import Knn, knn_accuracy
 from genview.evaluation.linear import Linear
 from genview.evaluation.outliers import Outliers
+from genview.evaluation.portrait import portray
 from genview.evaluation.robustness import Robustness
 from genview.evaluation.subject import Subject
 from genview.evaluation.transfer import Transfer
@@ -30,6 +31,7 @@ __all__ = [
     "judge",
     "knn_accuracy",
     "name_of",
+    "portray",
     "split",
     "stratified",
 ]

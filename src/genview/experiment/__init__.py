@@ -9,6 +9,7 @@ from genview.experiment.fit_verb import Fitting, fit_generator, planned
 from genview.experiment.grid import Grid, Study, is_study, load_study
 from genview.experiment.load import load, parse, read_yaml, to_yaml
 from genview.experiment.making import analyse_images, generate_views, take_views
+from genview.experiment.reporting import report_runs
 from genview.experiment.run import run_all
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
@@ -38,6 +39,7 @@ __all__ = [
     "parse",
     "planned",
     "read_yaml",
+    "report_runs",
     "run_all",
     "run_study",
     "study_cost",

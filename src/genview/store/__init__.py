@@ -3,7 +3,7 @@
 from genview.store.evaluated import Evaluated, read_results, want_results
 from genview.store.parts import appearing, claim, sweep, write_bytes, write_json, write_state
 from genview.store.run import Measure, RunFolder
-from genview.store.table import read_mapped, read_table, write_arrays, write_mapped, write_table
+from genview.store.table import find_rows, read_mapped, read_table, write_arrays, write_mapped, write_table
 from genview.store.tars import read_at, write_named_tar, write_tar
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "RunFolder",
     "appearing",
     "claim",
+    "find_rows",
     "read_at",
     "read_mapped",
     "read_results",

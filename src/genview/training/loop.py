@@ -157,8 +157,8 @@ class Loop:
                 "quality/foreground": float(step.quality.foreground.mean()),
                 "quality/background": float(step.quality.background.mean()),
             }
-            seen = step.batch.looked(self.fabric.device)
-            self.record.examples(seen, step.quality, self._keys(seen), step.losses, step.number)
+        seen = step.batch.looked(self.fabric.device)
+        self.record.examples(seen, step.quality, self.pairs.source, step.losses, step.number)
         self.record.progress(values, step.number)
 
     def _check(self, step: Step) -> None:
