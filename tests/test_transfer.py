@@ -269,3 +269,19 @@ def test_the_snippets_of_the_documentation_are_evaluations() -> None:
     assert {type(one) for one in found} == set(known.values())
     assert all(f"| `{kind.kind}` |" in text and f"`{kind.protocol}`" in text for kind in known.values())
     assert all(f"| {name}" in text or f", {name} |" in text for name in PARTS)
+
+
+def test_faults_of_a_set_are_those_of_its_kind() -> None:
+    """A set may be of several kinds, and its images too; what the other kinds would need is not said."""
+
+    def told(one: dict[str, object]) -> list[str]:
+        content = {"images": {"kind": "folder", "root": "x"}, "evaluation": [{"kind": "transfer", "sets": [one]}]}
+        with pytest.raises(UserError) as error:
+            parse(Experiment, content, "f.yaml")
+        return str(error.value).splitlines()[1:]
+
+    (fault,) = told({"kind": "torchvision", "name": "Flowers", "root": "d"})
+    assert "Flowers102" in fault
+    (fault,) = told({"kind": "own", "name": "mine", "train": {"kind": "folder", "root": "y", "labls": "none"}})
+    assert fault.endswith("train.FolderImages.labls: unknown key. Did you mean 'labels'?")
+    assert told({"kind": "mine"}) != []
