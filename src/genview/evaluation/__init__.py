@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from genview.evaluation.features import Features, Reading, extract, split, stratified
+from genview.evaluation.finetune import FineTune
 from genview.evaluation.knn import Knn, knn_accuracy
 from genview.evaluation.linear import Linear
+from genview.evaluation.probe import Probe
+from genview.evaluation.semi import SemiSupervised
+from genview.evaluation.subject import Subject
 from genview.images import ImageSource
 
 Evaluation = Knn | Linear
@@ -16,9 +20,13 @@ Evaluation = Knn | Linear
 __all__ = [
     "Evaluation",
     "Features",
+    "FineTune",
     "Knn",
     "Linear",
+    "Probe",
     "Reading",
+    "SemiSupervised",
+    "Subject",
     "evaluate",
     "extract",
     "knn_accuracy",

@@ -45,7 +45,7 @@ def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Featu
     Raises:
         UserError: an image has no label, or no image can be read.
     """
-    labels = _labels(source)
+    labels = labels_of(source)
     modes = {part: part.training for part in backbone.modules()}
     backbone.eval()
     rows, indices = [], []
@@ -69,7 +69,12 @@ def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Featu
     return Features(torch.cat(rows), labels[indices])
 
 
-def _labels(source: ImageSource) -> Tensor:
+def labels_of(source: ImageSource) -> Tensor:
+    """Return the labels of all images, int64 N.
+
+    Raises:
+        UserError: an image has no label.
+    """
     labels = [source.label(i) for i in range(len(source))] if source.classes else []
     known = [label for label in labels if label is not None]
     if len(known) < len(source):
@@ -86,7 +91,7 @@ def split(source: ImageSource, share: float, seed: int) -> tuple[ImageSource, Im
     Raises:
         UserError: an image has no label.
     """
-    first, second = stratified(_labels(source), share, seed)
+    first, second = stratified(labels_of(source), share, seed)
     return Subset(source, first), Subset(source, second)
 
 
