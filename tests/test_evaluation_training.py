@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from conftest import Painted
 from genview.encoders import Backbone, BackboneSettings
 from genview.errors import UserError
-from genview.evaluation import FineTune, Probe, Reading, SemiSupervised, Subject, semi, supervised
+from genview.evaluation import FineTune, Probe, Reading, SemiSupervised, Subject, judge, semi, supervised
 from genview.evaluation.augmented import Augmented, Example, together
 from genview.evaluation.classifier import Classifier
 from genview.evaluation.finetune import layer_scales
@@ -28,6 +28,8 @@ from genview.evaluation.scoring import middle, top
 from genview.evaluation.semi import Labels
 from genview.evaluation.subsets import balanced, listed
 from genview.evaluation.supervised import Course, Supervised, stepped
+from genview.experiment.load import dump, parse
+from genview.experiment.schema import Experiment
 from genview.images import ImageSource, Subset, square
 from genview.training.devices import alone
 from genview.training.optimizer import Sgd
@@ -480,6 +482,27 @@ def test_unreadable_images_are_reported_and_the_rest_is_used(tmp_path: Path) -> 
     found = dict(replace(FINETUNE, length="3 epochs", batch=10).run(given))
     assert bad == {"colour0/0003.png", "colour2/0023.png"}
     assert found["finetune/top1"] in (0.0, 1 / 3, pytest.approx(2 / 3), 1.0), "of three images"
+
+
+def test_an_experiment_names_them_and_each_leaves_a_result(tmp_path: Path) -> None:
+    wanted = [
+        {"kind": "linear_augmented", "rates": [0.5], "length": "2 steps"},
+        {"kind": "semi", "labels": [{"share": 0.5, "rate": 0.01, "head_rate": 0.1}], "repeats": 1},
+        {"kind": "finetune", "optimizer": "sgd", "rate": 0.01, "length": "2 steps", "warmup": "1 steps"},
+    ]
+    wanted[1] |= {"length": "1 steps", "at_least": "2 steps"}
+    content = {"images": {"kind": "folder", "root": "photos"}, "evaluation": wanted}
+    experiment = parse(Experiment, content, "a test")
+    assert [type(evaluation) for evaluation in experiment.evaluation] == [Probe, SemiSupervised, FineTune]
+    assert parse(Experiment, dump(experiment), "its dump") == experiment
+    results = judge(subject(tmp_path), experiment.evaluation, tmp_path, "last")
+    assert [result.protocol for result in results] == ["linear_augmented-1", "semi-1", "finetune-1"]
+    assert [result.measures[0][0] for result in results] == [
+        "linear_augmented/top1",
+        "semi/top1@50%",
+        "finetune/top1",
+    ]
+    assert judge(subject(tmp_path), experiment.evaluation, tmp_path, "last") == results
 
 
 def test_one_process_trains_alone_among_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
