@@ -34,6 +34,8 @@ class Classifier(Taught):
     and so are their losses (Zhang et al., mixup, ICLR 2018).
     """
 
+    trained: nn.ModuleDict
+
     def __init__(
         self, backbone: Backbone, classes: int, seed: int, *, smoothing: float = 0.0, mixup: float = 0.0
     ) -> None:

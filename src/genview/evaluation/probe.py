@@ -101,6 +101,7 @@ class Heads(Taught):
     `aside` N: which of the training images the first ones do not learn from.
     """
 
+    trained: nn.ModuleList
     aside: Tensor
 
     def __init__(self, backbone: Backbone, classes: int, rates: tuple[float, ...], aside: Tensor, seed: int) -> None:

@@ -92,7 +92,11 @@ class SemiSupervised(Supervised):
 
     def _scores(self, subject: Subject, known: Tensor, labels: Labels, repeat: int, folder: Path) -> Scores:
         seed = seed_of(subject.seed, "", repeat, "semi")
-        rows = listed(subject.train, Path(labels.list)) if labels.list else balanced(known, labels.share, seed)
+        rows = (
+            listed(subject.train, Path(labels.list), labels.share)
+            if labels.list
+            else balanced(known, labels.share, seed)
+        )
         write_bytes(folder / "images.txt", "".join(f"{subject.train.key(row)}\n" for row in rows).encode())
         backbone = subject.load()
         model = Classifier(backbone, len(subject.train.classes), seed)

@@ -28,27 +28,33 @@ def balanced(labels: Tensor, share: float, seed: int) -> list[int]:
     return sorted(chosen)
 
 
-def listed(source: ImageSource, path: Path) -> list[int]:
+def listed(source: ImageSource, path: Path, share: float) -> list[int]:
     """Return sorted indices of the images that a text file names, a line each.
 
     A name is the end of a key, beginning at a slash: 'n01440764_10156.JPEG', as in SimCLR's lists of ImageNet, is
     'n01440764/n01440764_10156.JPEG'. Empty lines are passed over, and a name may occur more than once.
 
     Raises:
-        UserError: the file cannot be read or names nothing, a name is that of no image or of several, or a class has
-            no image in it.
+        UserError: the file cannot be read or names nothing, a name is that of no image or of several, a class has no
+            image in it, or it is far from the `share` of all images after which results are named.
     """
     names = _names(path)
     places = _by_end(source, {name.count("/") + 1 for name in names})
-    found = {name: places.get(name, []) for name in names}
-    _refuse(path, [name for name, rows in found.items() if not rows], "belong to no image")
-    _refuse(path, [name for name, rows in found.items() if len(rows) > 1], "belong to several images")
-    chosen = sorted({row for rows in found.values() for row in rows})
+    images = {name: places.get(name, []) for name in names}
+    _refuse(path, [name for name, rows in images.items() if not rows], "belong to no image")
+    _refuse(path, [name for name, rows in images.items() if len(rows) > 1], "belong to several images")
+    chosen = sorted({row for rows in images.values() for row in rows})
     missing = set(range(len(source.classes))) - {source.label(row) for row in chosen}
     if missing:
         raise UserError(
             f"{path} has no image of {len(missing)} of {len(source.classes)} classes (the first: "
             f"'{source.classes[min(missing)]}'): every class needs at least one."
+        )
+    found_share = len(chosen) / len(source)
+    if not share / 2 <= found_share <= 2 * share:
+        raise UserError(
+            f"{path} names {len(chosen)} of {len(source)} images, a share of {found_share:.2g}, and not {share:g} of "
+            "them: results are named after the share, so say what it is."
         )
     return chosen
 
