@@ -422,6 +422,25 @@ def test_the_choice_of_a_rate_does_not_see_the_test_images(tmp_path: Path) -> No
     assert rows[1]["linear_augmented/top1"] < 0.15, "the rate that learns was taken, though all it says is wrong here"
 
 
+def test_lars_moves_weights_in_proportion_to_themselves(tmp_path: Path) -> None:
+    """In the first step |Δw| = rate · 0.001 · |w|, whatever the gradient."""
+    model, rule = heads(), replace(PROBE, optimizer="lars").rule
+    weights = list(model.trained.parameters())[::2]
+    before = [weight.detach().clone() for weight in weights]
+    course(tmp_path, model, Reading(SIZE), optimizer=rule, steps=1, settings=Supervised(batch=8)).run()
+    moved = [((new - old).norm() / old.norm()).item() for new, old in zip(weights, before, strict=True)]
+    assert moved == pytest.approx([1e-4, 1e-3] * 2, rel=1e-3), "rates 0.1 and 1"
+
+
+def test_half_precision_is_for_the_backbone_and_not_for_the_heads(tmp_path: Path) -> None:
+    seen: list[torch.dtype] = []
+    model = heads()
+    model.backbone.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    model.trained[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    course(tmp_path, model, Reading(SIZE), settings=Supervised(batch=8, precision="bfloat16"), steps=1).run()
+    assert seen == [torch.bfloat16, torch.float32]
+
+
 def test_a_rate_that_diverges_loses_and_does_not_stop_the_others(tmp_path: Path) -> None:
     found = dict(replace(PROBE, rates=(1.0, 3e38)).run(subject(tmp_path)))
     assert found["linear_augmented/top1"] > 0.85

@@ -65,6 +65,11 @@ class Probe(Supervised):
                 f"{len(self.rates)} rates, and held is {self.held}."
             )
 
+    @property
+    def rule(self) -> Optimizer:
+        """The optimizer at rate 1, of which each classifier has its own share."""
+        return (Sgd if self.optimizer == "sgd" else Lars)(rate=1.0, weight_decay=self.weight_decay)
+
     def _scores(self, subject: Subject, backbone: Backbone, held: Sequence[int]) -> Scores:
         aside = torch.zeros(len(subject.train), dtype=torch.bool)
         aside[list(held)] = True
@@ -80,13 +85,12 @@ class Probe(Supervised):
         return scores | {f"held_top1@rate={rate:g}": float(v) for rate, v in zip(self.rates, worth, strict=True)}
 
     def _course(self, subject: Subject, heads: Heads) -> Course:
-        one: Optimizer = (Sgd if self.optimizer == "sgd" else Lars)(rate=1.0, weight_decay=self.weight_decay)
         return Course(
             name="linear_augmented",
             taught=heads,
             source=subject.train,
             settings=self,
-            optimizer=one,
+            optimizer=self.rule,
             steps=steps_for(self.length, len(subject.train), self.batch),
             reading=subject.reading,
             seed=subject.seed,

@@ -66,8 +66,10 @@ class Lars:
 
     def of(self, parameters: list[Group]) -> torch.optim.Optimizer:
         """Return the optimizer of parameters that are in groups."""
+        # Else timm adapts no rate where the decay is 0, as in linear probes.
+        adapted = [{**group, "always_adapt": group["decays"]} for group in parameters]
         optimizer: torch.optim.Optimizer = TimmLars(
-            parameters, self.rate, momentum=self.momentum, trust_coeff=self.trust
+            adapted, self.rate, momentum=self.momentum, trust_coeff=self.trust
         )
         return optimizer
 
