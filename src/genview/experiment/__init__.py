@@ -1,6 +1,7 @@
 """The whole experiment: load it, and do its stages."""
 
 from genview.experiment.cost import cost
+from genview.experiment.exporting import Wish, arguments, export_backbone
 from genview.experiment.fit import FitExperiment
 from genview.experiment.fit_choice import for_folder
 from genview.experiment.fit_lora import LoraExperiment
@@ -22,8 +23,11 @@ __all__ = [
     "LoraExperiment",
     "Stages",
     "Study",
+    "Wish",
     "analyse_images",
+    "arguments",
     "cost",
+    "export_backbone",
     "fit_generator",
     "for_folder",
     "generate_views",

@@ -1,0 +1,77 @@
+"""The model card: README.md beside exported weights; what they are, how they were made, and how to load them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from genview.export.target import Agreement, Source, Target
+from genview.report.collect import Result
+
+
+@dataclass(frozen=True)
+class Facts:
+    """How a backbone was made: a title, (what, text) rows, final scores, and sentences a reader should know."""
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+    scores: Sequence[Result] = ()
+    remarks: Sequence[str] = ()
+
+
+def card(source: Source, target: Target, facts: Facts, agreed: Agreement) -> str:
+    """Return the card as Markdown with the hub's YAML head."""
+    head = {
+        "library_name": target.library,
+        "tags": ["image-feature-extraction", "self-supervised-learning", "genview"],
+    }
+    sections = [
+        "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in head.items()) + "---",
+        f"# {facts.title}",
+        f"A `{source.settings.name}` without a classifier: images in, {source.backbone.width} features out. "
+        f"Written by `genview export` in {target.what}; checked when written: {agreed}.",
+        f"## How to load it\n\n```python\n{usage(source, target)}```",
+        f"## How it was made\n\n{_table(('', ''), facts.rows)}",
+    ]
+    if facts.scores:
+        sections.append(f"## How good it is\n\n{_scores(facts.scores)}")
+    sections += [f"> {remark}" for remark in facts.remarks]
+    return "\n\n".join(sections) + "\n"
+
+
+def usage(source: Source, target: Target) -> str:
+    """Return Python lines, to run as they are where the card lies, that load the backbone and compute features."""
+    settings = source.settings
+    return (
+        "import torch\n"
+        'folder = "."  # where this file lies\n'
+        f"images = torch.rand(2, 3, {source.size}, {source.size})  # floats in [0, 1]\n"
+        f"mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in ({tuple(settings.mean)}, {tuple(settings.std)}))\n"
+        f"{target.snippet(source)}"
+    )
+
+
+def _scores(scores: Sequence[Result]) -> str:
+    if all(score.baseline is None for score in scores):
+        return _table(("measure", "value"), [(score.name, f"{score.value:.1%}") for score in scores])
+    rows = [
+        (
+            score.name,
+            f"{score.value:.1%}",
+            *(("–", "–") if score.baseline is None else _beside(score, score.baseline)),
+        )
+        for score in scores
+    ]
+    return _table(("measure", "this backbone", "same budget without views and weights", "difference"), rows)
+
+
+def _beside(score: Result, baseline: float) -> tuple[str, str]:
+    return f"{baseline:.1%}", f"{100 * (score.value - baseline):+.1f} points"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in lines
+    )
