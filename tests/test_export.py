@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from conftest import Said
@@ -160,7 +161,7 @@ def test_timm_puts_a_classifier_on_what_was_exported_and_knows_the_statistics(tm
     export_to(TARGETS["timm"], source(BASIC), FACTS, tmp_path / "made")
     net = timm.create_model(f"local-dir:{tmp_path / 'made'}", pretrained=True, num_classes=5)
     assert isinstance(net.fc, nn.Linear)
-    config = timm.data.resolve_model_data_config(net)
+    config = resolve_model_data_config(net)
     assert (tuple(config["mean"]), config["input_size"][-1], config["crop_pct"]) == (STATISTICS["clip"][0], 32, 1.0)
 
 

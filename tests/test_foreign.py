@@ -21,7 +21,7 @@ from genview.encoders.strict import differences, grouped, shapes
 from genview.errors import UserError
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-TINY_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+TINY_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
 
 def stirred(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -41,7 +41,7 @@ def normalised(images: Tensor, which: str = "imagenet") -> Tensor:
     return (images - mean) / std
 
 
-NARROW = {"channels": (8, 8, 16, 16)}
+NARROW: dict[str, Any] = {"channels": (8, 8, 16, 16)}
 AS_IT_IS = Hints(backbone="resnet18", args=NARROW)
 
 

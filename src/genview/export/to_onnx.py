@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from genview.errors import UserError
 from genview.export.target import Features, Source, record
-from genview.store import write_bytes, write_json
+from genview.store import appearing, write_json
 
 OPSET = 17
 """The first with LayerNormalization; runtimes since 2022 know it."""
@@ -32,23 +31,20 @@ class ToOnnx:
         """
         if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
             raise UserError(f"--to onnx needs {' and '.join(missing)}: pip install 'genview[onnx]'.")
-        buffer, batch = io.BytesIO(), {"images": {0: "batch"}, "features": {0: "batch"}}
-        with warnings.catch_warnings():
+        with appearing(folder / "model.onnx") as temporary, warnings.catch_warnings():
             # By tracing: torch's newer exporter needs another package, takes ten seconds, and writes the paths of
-            # this machine into the file. That a trace holds for any batch is seen when the file is compared.
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            # this machine into the file. It warns of that, and of what a trace may fix; the comparison would show it.
+            warnings.simplefilter("ignore")
             torch.onnx.export(
                 source.backbone,
                 (torch.rand(2, 3, source.size, source.size),),
-                buffer,
+                temporary,
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=["images"],
                 output_names=["features"],
-                dynamic_axes=batch,
+                dynamic_axes={"images": {0: "batch"}, "features": {0: "batch"}},
             )
-        write_bytes(folder / "model.onnx", buffer.getvalue())
         write_json(folder / "config.json", {"genview": record(source)})
 
     def read(self, source: Source, folder: Path) -> Features:  # noqa: ARG002  # the file has all
