@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from genview.images import UnreadableImage
+from genview.store import Evaluated, RunFolder, want_results
 
 
 class Painted:
@@ -43,6 +44,16 @@ class Painted:
         disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
         ground[disc] = 0.95
         return Image.fromarray((ground * 255 + chance.uniform(0, 10, ground.shape)).clip(0, 255).astype(np.uint8))
+
+
+def score(run: RunFolder, values: dict[str, float], backbone: str = "last") -> None:
+    """Leave results with these values in a run folder, one for each kind, as evaluations do."""
+    kinds = dict.fromkeys(name.partition("/")[0] for name in values)
+    want_results(run.evaluation, list(kinds))
+    for kind in kinds:
+        measures = tuple((name, value) for name, value in values.items() if name.startswith(f"{kind}/"))
+        result = Evaluated(f"{kind}-1", {"kind": kind}, backbone, measures, 90, 10, 32, 0, 1.5, "cpu")
+        result.write(run.evaluation / backbone / f"{kind}.json")
 
 
 @pytest.fixture(autouse=True, scope="session")

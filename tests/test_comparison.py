@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from conftest import score
 from genview.report import Design, Entry, Row, write_study, write_tables
 from genview.report.comparison import compared, difference, scores
 from genview.report.forest import forest
@@ -111,10 +112,16 @@ def test_scores_are_the_last_ones_and_the_best_of_the_online_ones(tmp_path: Path
     run = RunFolder(tmp_path)
     for name, value in (("online/linear/top1", 0.5), ("online/linear/top1", 0.4), ("train/loss", 1.0)):
         run.measure(name, value, 3)
-    run.measure("knn/top1@k=5", 0.6, 3)
+    score(run, {"knn/top1@k=5": 0.6})
+    score(run, {"knn/top1@k=5": 0.7}, "best")
     assert scores(run) == {}, "a training that goes on is not compared with those that are through"
     run.backbone.write_bytes(b"")
-    assert scores(run) == {"knn/top1@k=5": 0.6, "online/linear/top1, last": 0.4, "online/linear/top1, best": 0.5}
+    assert scores(run) == {
+        "knn/top1@k=5": 0.6,
+        "knn/top1@k=5, best": 0.7,
+        "online/linear/top1, last": 0.4,
+        "online/linear/top1, best": 0.5,
+    }
 
 
 def test_cells_have_one_decimal_and_differences_a_sign() -> None:
@@ -159,7 +166,7 @@ def test_files_are_written_from_run_folders(tmp_path: Path) -> None:
     for entry in plan.entries:
         entry.run.root.mkdir(parents=True)
         for value in VALUES[entry.variants[0]][entry.seed : entry.seed + 1]:
-            entry.run.measure("linear/top1", value, 7)
+            score(entry.run, {"linear/top1": value})
             entry.run.backbone.write_bytes(b"")
     write_study(plan, tmp_path)
     results = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,8 +15,20 @@ from torch import Tensor, nn
 
 from conftest import Painted
 from genview.errors import UserError
-from genview.evaluation import Features, Knn, Linear, Reading, evaluate, extract, knn_accuracy, split
+from genview.evaluation import (
+    Features,
+    Knn,
+    Linear,
+    Reading,
+    Subject,
+    extract,
+    judge,
+    knn_accuracy,
+    name_of,
+    split,
+)
 from genview.evaluation.linear import accuracy, fitted
+from genview.store import read_results, want_results
 
 
 def blobs(count: int, spread: float, seed: int, classes: int = 3, width: int = 6) -> Features:
@@ -20,6 +36,14 @@ def blobs(count: int, spread: float, seed: int, classes: int = 3, width: int = 6
     centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
     y = torch.arange(count) % classes
     return Features(centres[y] + spread * torch.randn(count, width, generator=generator), y)
+
+
+def known(train: Features, test: Features, seed: int = 0) -> Subject:
+    """A subject whose features are these."""
+    nothing = Painted(0)
+    subject = Subject(lambda: MeanColour(), nothing, nothing, Reading(16), seed, Path())  # type: ignore[arg-type, return-value]
+    subject.__dict__["features"] = (train, test)
+    return subject
 
 
 def knn_by_loops(train: Features, test: Features, k: int, temperature: float) -> float:
@@ -48,9 +72,9 @@ def test_knn_against_loops(k: int, temperature: float) -> None:
 
 def test_a_k_above_the_number_of_training_images_is_not_claimed() -> None:
     train, test = blobs(30, 1.0, 1), blobs(20, 1.0, 2)
-    rows = dict(Knn(k=(5, 30, 200)).run(train, test, seed=0))
+    rows = dict(Knn(k=(5, 30, 200)).run(known(train, test)))
     assert set(rows) == {"knn/top1@k=5", "knn/top1@k=30"}
-    assert dict(Knn(k=(200, 31)).run(train, test, seed=0)) == {"knn/top1@k=30": rows["knn/top1@k=30"]}
+    assert dict(Knn(k=(200, 31)).run(known(train, test))) == {"knn/top1@k=30": rows["knn/top1@k=30"]}
     assert knn_accuracy(train, test, k=31) == rows["knn/top1@k=30"]
 
 
@@ -84,7 +108,7 @@ def test_the_probe_does_not_learn_from_test_labels() -> None:
     chance = torch.Generator().manual_seed(0)
     test = Features(blobs(600, 1.0, 2).x, torch.randint(0, 3, (600,), generator=chance))
     for evaluation in (Linear(), Knn(k=(5,))):
-        ((_, value),) = evaluation.run(train, test, seed=0)
+        ((_, value),) = evaluation.run(known(train, test))
         assert value == pytest.approx(1 / 3, abs=0.08)
 
 
@@ -99,7 +123,7 @@ def test_the_strength_is_chosen_without_test_images(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("genview.evaluation.linear.fitted", watched)
     test, strengths = blobs(50, 3.0, 3), (1e-5, 1e-3, 1e-1, 10.0)
     for own in (test, Features(test.x.flip(0) * 7, test.y), Features(test.x, (test.y + 1) % 3)):
-        list(Linear(l2=strengths).run(train, own, seed=0))
+        list(Linear(l2=strengths).run(known(train, own)))
     assert fits[:4] == [(81, l2) for l2 in strengths]
     assert fits[4][0] == 90
     assert fits[5:] == fits[:5] * 2
@@ -171,7 +195,83 @@ def test_no_readable_image_is_an_error() -> None:
         extract(MeanColour(), Painted(2, broken=(0, 1)), Reading(16, unreadable=lambda _key, _reason: None))
 
 
-def test_evaluating_a_backbone_that_sees_the_class() -> None:
+def seeing(folder: Path, calls: list[int]) -> Subject:
+    """Painted images of three colours, and a backbone that sees them; notes whenever one is loaded."""
+
+    def load() -> MeanColour:
+        calls.append(1)
+        return MeanColour()
+
     train, test = split(Painted(60), 0.3, seed=0)
-    rows = dict(evaluate(MeanColour(), train, test, (Knn(k=(5,)), Linear()), Reading(16)))
-    assert rows == {"knn/top1@k=5": 1.0, "linear/top1": 1.0}
+    return Subject(load, train, test, Reading(16), seed=0, folder=folder)  # type: ignore[arg-type]
+
+
+def test_evaluating_a_backbone_that_sees_the_class(tmp_path: Path) -> None:
+    calls: list[int] = []
+    subject = seeing(tmp_path, calls)
+    results = judge(subject, (Knn(k=(5,)), Linear()), tmp_path, "last")
+    assert [result.measures for result in results] == [(("knn/top1@k=5", 1.0),), (("linear/top1", 1.0),)]
+    assert [result.protocol for result in results] == [Knn.protocol, Linear.protocol]
+    assert {(r.backbone, r.train, r.test, r.size, r.seed, r.device) for r in results} == {
+        ("last", 42, 18, 16, 0, "cpu")
+    }
+    assert results[0].settings["k"] == [5]
+    assert len(calls) == 1, "features are extracted once for both"
+
+
+@dataclass(frozen=True)
+class Killed:
+    """Yields a measure and is killed, as long as it is told to."""
+
+    kind: str = "killed"
+    protocol: ClassVar[str] = "killed-1"
+    alive: ClassVar[list[bool]] = [False]
+    folders: ClassVar[list[Path]] = []
+
+    def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
+        self.folders.append(subject.folder)
+        yield "killed/a", 0.25
+        if not self.alive[0]:
+            raise KeyboardInterrupt
+        yield "killed/b", 0.75
+
+
+def test_a_killed_evaluation_leaves_no_part_of_a_result_and_redoes_only_what_is_missing(tmp_path: Path) -> None:
+    evaluations = (Knn(k=(5,)), Killed(), Linear())
+    with pytest.raises(KeyboardInterrupt):
+        judge(seeing(tmp_path, []), evaluations, tmp_path, "last")
+    assert [path.stem for path in tmp_path.glob("*.json")] == [name_of(evaluations[0])]
+    first = (tmp_path / f"{name_of(evaluations[0])}.json").stat().st_mtime_ns
+    Killed.alive[0] = True
+    results = judge(seeing(tmp_path, []), evaluations, tmp_path, "last")
+    assert [name for result in results for name, _ in result.measures] == [
+        "knn/top1@k=5",
+        "killed/a",
+        "killed/b",
+        "linear/top1",
+    ]
+    assert (tmp_path / f"{name_of(evaluations[0])}.json").stat().st_mtime_ns == first
+    assert set(Killed.folders) == {tmp_path / name_of(Killed())}, "what it needs to continue is where it was"
+    calls: list[int] = []
+    assert judge(seeing(tmp_path, calls), evaluations, tmp_path, "last") == results
+    assert not calls, "nothing is loaded where nothing is left to do"
+
+
+def test_results_are_shown_as_they_were_asked_for(tmp_path: Path) -> None:
+    knn, other, linear = Knn(k=(5,)), Knn(k=(7,)), Linear()
+    assert read_results(tmp_path, "last") == []
+    judge(seeing(tmp_path, []), (knn, other), tmp_path / "last", "last")
+    want_results(tmp_path, [name_of(linear), name_of(other)])
+    assert [dict(r.measures) for r in read_results(tmp_path, "last")] == [{"knn/top1@k=7": 1.0}]
+    assert read_results(tmp_path, "best") == []
+    (tmp_path / "last" / f"{name_of(other)}.json").write_text('{"protocol": "knn-1"}')
+    with pytest.raises(UserError, match=r"is damaged.*Delete it and evaluate again"):
+        read_results(tmp_path, "last")
+
+
+def test_another_version_of_a_protocol_is_another_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = name_of(Knn())
+    assert name_of(Knn(temperature=0.1)) != before
+    assert before.startswith("knn-")
+    monkeypatch.setattr(Knn, "protocol", "knn-99")
+    assert name_of(Knn()) != before

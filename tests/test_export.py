@@ -28,6 +28,7 @@ from genview.export.card import card
 from genview.export.target import Agreement, Features, agreement, probe_images
 from genview.export.to_timm import ToTimm
 from genview.report import Result
+from genview.store import Evaluated, want_results
 from test_foreign import moco_v2, stirred
 
 BASIC = BackboneSettings("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}, 4, *STATISTICS["clip"])
@@ -206,14 +207,16 @@ def test_probe_images_are_images() -> None:
 
 
 def test_the_card_shows_scores_beside_the_baselines() -> None:
-    facts = replace(FACTS, scores=[Result("knn/top1@k=20", 0.512, 0.49), Result("linear/top1", 0.6, None)])
+    facts = replace(
+        FACTS, scores=[Result("knn/top1@k=20", 0.512, 0.49, protocol="knn-2"), Result("linear/top1", 0.6)]
+    )
     text = card(source(BASIC), TARGETS["timm"], facts, Agreement(1e-6, 2.0))
     assert text.startswith('---\nlibrary_name: "timm"\n')
-    assert "| knn/top1@k=20 | 51.2% | 49.0% | +2.2 points |" in text
-    assert "| linear/top1 | 60.0% | – | – |" in text
+    assert "| knn/top1@k=20 | knn-2 | 51.2% | 49.0% | +2.2 points |" in text
+    assert "| linear/top1 |  | 60.0% | – | – |" in text
     assert "some \\| others" in text
     alone = card(source(BASIC), TARGETS["timm"], replace(FACTS, scores=facts.scores[1:]), Agreement(1e-6, 2.0))
-    assert "| linear/top1 | 60.0% |" in alone
+    assert "| linear/top1 |  | 60.0% |\n" in alone
 
 
 @pytest.mark.parametrize(
@@ -281,11 +284,21 @@ def test_a_run_is_exported_with_a_card_that_names_no_place(run: Path, said: Call
     assert (again.returncode, "is not empty" in again.stderr) == (2, True)
 
 
-def test_weights_of_a_run_that_are_not_its_last_have_no_scores_of_the_last(
-    run: Path, said: Callable[..., Said]
-) -> None:
+def judged(run: Path, backbone: str, value: float) -> None:
+    """Leave the result of an evaluation, as the stage does."""
+    folder = run / "evaluation"
+    want_results(folder, ["knn"])
+    found = Evaluated("knn-2", {}, backbone, (("knn/top1@k=20", value),), 9, 3, 32, 0, 1.0, "cpu")
+    found.write(folder / backbone / "knn.json")
+
+
+def test_the_last_and_the_best_weights_of_a_run_have_their_own_scores(run: Path, said: Callable[..., Said]) -> None:
+    for backbone, value in (("last", 0.51), ("best", 0.56)):
+        judged(run, backbone, value)
+    judged(run / "baseline", "last", 0.4)
+    assert said("export", run, "--to", "timm", "--out", run.parent / "last").returncode == 0
+    assert "| knn/top1@k=20 | knn-2 | 51.0% | 40.0% | +11.0 points |" in (run.parent / "last/README.md").read_text()
     (run / "best.safetensors").write_bytes((run / "backbone.safetensors").read_bytes())
-    (run / "measures.jsonl").write_text('{"name": "knn/top1@k=20", "value": 0.5, "step": 3}\n')
     done = said(
         "export", run / "best.safetensors", "--to", "timm", "--out", run.parent / "made", "--data", "My flowers"
     )
@@ -293,7 +306,8 @@ def test_weights_of_a_run_that_are_not_its_last_have_no_scores_of_the_last(
     text = (run.parent / "made" / "README.md").read_text()
     assert "weights of best.safetensors" in text
     assert "My flowers (not counted" in text
-    assert "knn" not in text
+    assert "| knn/top1@k=20 | knn-2 | 56.0% |\n" in text
+    assert "51.0%" not in text
 
 
 def test_a_checkpoint_of_others_goes_all_the_way(tmp_path: Path, said: Callable[..., Said]) -> None:

@@ -170,18 +170,8 @@ def test_every_tensor_is_taken_or_listed(build: Build, resnet: nn.Module, tmp_pa
     assert len(found.state) + listed == total
 
 
-def test_torchvisions_resnet_gives_its_own_features(tmp_path: Path) -> None:
-    net = stirred(torchvision.models.resnet18())
-    torch.save(net.state_dict(), tmp_path / "made.pth")
-    found = read_foreign(tmp_path / "made.pth")
-    net.fc = nn.Identity()
-    assert (found.settings.name, found.left_out) == ("resnet18", ("fc.* (2)",))
-    with torch.no_grad():
-        assert torch.allclose(found.backbone()(IMAGES), net(normalised(IMAGES)), rtol=1e-5, atol=1e-5)
-
-
 def test_networks_are_told_apart_by_their_shapes(tmp_path: Path) -> None:
-    for name in ("resnet34", "resnet50", "vit_base_patch16_224"):
+    for name in ("resnet34", "vit_base_patch16_224"):
         torch.save(hollow(name), tmp_path / "made.pth")
         assert read_foreign(tmp_path / "made.pth").settings.name == name
 
@@ -233,12 +223,12 @@ def test_a_vit_of_every_layout_gives_its_own_features(build: Build, layout: str,
 @pytest.mark.parametrize(("build", "heads"), [(mmpretrain_vit, 12), (moco_v3_vit, 12), (dino_vit, None)])
 def test_moco_v3s_small_vit_has_twelve_heads(build: Build, heads: int | None, tmp_path: Path) -> None:
     """Heads do not show in the weights: with timm's 6 they would load, and give other features."""
-    net = Named(hollow("vit_small_patch16_224"))
+    net = Named(hollow("vit_small_patch16_224", depth=1))
     torch.save(build(net), tmp_path / "made.pth")
-    found = read_foreign(tmp_path / "made.pth")
+    found = read_foreign(tmp_path / "made.pth", Hints(args={"depth": 1}))
     assert found.settings.args.get("num_heads") == heads
     assert any(f"{heads or 6} heads" in sentence for sentence in found.assumed)
-    told = read_foreign(tmp_path / "made.pth", Hints(args={"num_heads": 3}))
+    told = read_foreign(tmp_path / "made.pth", Hints(args={"depth": 1, "num_heads": 3}))
     assert told.settings.args["num_heads"] == 3
     assert not any("heads" in sentence for sentence in told.assumed)
 
@@ -263,6 +253,7 @@ def test_the_size_of_a_vits_images_is_told_by_its_positions(tmp_path: Path) -> N
 def test_the_momentum_encoder_is_had_by_its_prefix(resnet: nn.Module, tmp_path: Path) -> None:
     torch.save(moco_v3(resnet), tmp_path / "made.pth")
     found = read_foreign(tmp_path / "made.pth", replace(AS_IT_IS, prefix="state_dict.module.momentum_encoder"))
+    assert found.layout == "moco_v3", "as which a ViT-S has 12 heads"
     assert torch.equal(found.state["conv1.weight"], resnet.state_dict()["conv1.weight"] * 0.9)
     assert "state_dict.module.base_encoder.* (126)" in found.left_out
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from conftest import score
 from genview.errors import UserError
 from genview.images.source import UnreadableImage
 from genview.noise import UNKNOWN
@@ -156,9 +157,7 @@ def add_measures(run: RunFolder, *, knn: float, linear: float) -> None:
         run.measure("train/waiting", 0.25, step)
         run.measure("quality/weight_std", 0.2, step)
     run.measure("online/knn/top1@k=20", 0.3, 50)
-    run.measure("knn/top1@k=20", 0.01, 90)
-    run.measure("knn/top1@k=20", knn, 100)
-    run.measure("linear/top1", linear, 100)
+    score(run, {"knn/top1@k=20": knn, "linear/top1": linear})
 
 
 @pytest.fixture
@@ -175,9 +174,12 @@ def run(tmp_path: Path) -> RunFolder:
     return run
 
 
-def test_results_take_the_last_value_and_the_baseline(run: RunFolder) -> None:
+def test_results_are_of_the_last_backbone_beside_the_baseline_and_the_best(run: RunFolder) -> None:
+    score(run, {"linear/top1": 0.75}, "best")
+    score(run, {"knn/top1@k=20": 0.671, "linear/top1": 0.5})
     knn, linear = results(run)
-    assert (knn, linear) == (Result("knn/top1@k=20", 0.671, 0.631), Result("linear/top1", 0.5, 0.5125))
+    assert knn == Result("knn/top1@k=20", 0.671, 0.631, None, "knn-1")
+    assert linear == Result("linear/top1", 0.5, 0.5125, 0.75, "linear-1")
     assert knn.difference == pytest.approx(0.04)
     assert linear.difference == pytest.approx(-0.0125)
 
@@ -185,9 +187,10 @@ def test_results_take_the_last_value_and_the_baseline(run: RunFolder) -> None:
 def test_results_without_baseline(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert results(run) == []
-    run.measure("linear/top1", 0.5, 3)
-    run.measure("train/loss", 0.5, 3)
-    assert results(run) == [Result("linear/top1", 0.5, None)]
+    run.measure("linear/top1", 0.4, 3)
+    assert results(run) == [], "measures are not results: a folder of an earlier version has those alone"
+    score(run, {"finetune/top1@1%": 0.5})
+    assert results(run) == [Result("finetune/top1@1%", 0.5, None, None, "finetune-1")]
     assert results(run)[0].difference is None
 
 
@@ -339,7 +342,7 @@ def test_half_done_runs_give_a_page_that_names_the_missing_stage(tmp_path: Path,
 
 def test_baseline_alone_is_not_called_views(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.measure("linear/top1", 0.5, 3)
+    score(run, {"linear/top1": 0.5})
     write_page(run)
     assert "Without generated views or quality weights the frozen backbone" in run.page.read_text()
 

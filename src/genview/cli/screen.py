@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from genview.experiment import Experiment
-    from genview.report import Curve
+    from genview.report import Curve, Result
     from genview.store import RunFolder
 
 screen = Console(stderr=True)
@@ -88,27 +88,38 @@ class Bars:
 
 def show(folder: RunFolder, experiment: Experiment) -> None:
     """Print the results of a run, how to use its backbone, and where its page is."""
-    from rich.table import Table
-
     from genview.encoders.backbone import snippet
     from genview.report import results
 
     rows = results(folder)
-    table = Table("measure", "this run")
-    if any(row.baseline is not None for row in rows):
-        table = Table("measure", "with views", "same budget without", "difference")
-    for row in rows:
-        cells = [row.name, f"{row.value:.1%}"]
-        if row.baseline is not None:
-            cells += [f"{row.baseline:.1%}", f"{100 * (row.value - row.baseline):+.1f}"]
-        table.add_row(*cells)
     out = Console(highlight=False)
     if rows:
-        out.print(table)
+        out.print(_scores(rows))
     out.print(f"Use the backbone:\n{escape(snippet(experiment.training.backbone, folder.backbone))}", soft_wrap=True)
     if aside := folder.quarantined():
         out.print(f"{aside} images could not be used and were left out: {folder.quarantine_file}", soft_wrap=True)
     out.print(f"Page: {folder.page}", soft_wrap=True)
+
+
+def _scores(rows: list[Result]) -> Table:
+    """Lay out final scores: the last backbone's, the best one's and the baseline's, where there are such."""
+    from rich.table import Table
+
+    best = any(row.best is not None for row in rows)
+    compared = any(row.baseline is not None for row in rows)
+    table = Table("measure", "with views" if compared else "this run")
+    for name in ["best"] * best + ["same budget without", "difference"] * compared + ["protocol"]:
+        table.add_column(name)
+    for row in rows:
+        cells = [row.name, _percent(row.value)] + [_percent(row.best)] * best
+        if compared:
+            cells += [_percent(row.baseline), "" if row.difference is None else f"{100 * row.difference:+.1f}"]
+        table.add_row(*cells, row.protocol)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def board(curves: list[Curve]) -> Table:

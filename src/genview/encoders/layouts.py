@@ -49,8 +49,8 @@ class Root:
 class Layout:
     """How a library lays out a file of training.
 
-    `ends` are the last parts of the prefix of the network to take, any where empty; `beside` are other names of
-    which one shows that the file is of this layout, none is needed where empty.
+    `ends` are the last parts of the prefixes of its networks, any where empty; a slow copy is taken only where there
+    is no other. `beside` are names of which one shows that a file is of this layout; none is needed where empty.
     """
 
     name: LayoutName
@@ -69,8 +69,8 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("moco_v2", (RESNET,), ("encoder_q",)),
-    Layout("moco_v3", (RESNET, TIMM_VIT), ("base_encoder",)),
+    Layout("moco_v2", (RESNET,), ("encoder_q", "encoder_k")),
+    Layout("moco_v3", (RESNET, TIMM_VIT), ("base_encoder", "momentum_encoder")),
     Layout("dino", (RESNET, TIMM_VIT), ("teacher.backbone",)),
     Layout("lightly", (SEQUENTIAL,)),
     Layout("solo_learn", (RESNET, TIMM_VIT), ("backbone", "encoder"), ("momentum_backbone", "classifier")),

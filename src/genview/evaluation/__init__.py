@@ -1,44 +1,27 @@
-"""Evaluations of a frozen backbone. A new one is a file and a place in this union."""
+"""Evaluations of a pretrained backbone. A new one is a file and a place in this union."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import nn
-
 from genview.evaluation.features import Features, Reading, extract, split, stratified
+from genview.evaluation.judge import Judges, judge, name_of
 from genview.evaluation.knn import Knn, knn_accuracy
 from genview.evaluation.linear import Linear
-from genview.images import ImageSource
+from genview.evaluation.subject import Subject
 
 Evaluation = Knn | Linear
 
 __all__ = [
     "Evaluation",
     "Features",
+    "Judges",
     "Knn",
     "Linear",
     "Reading",
-    "evaluate",
+    "Subject",
     "extract",
+    "judge",
     "knn_accuracy",
+    "name_of",
     "split",
     "stratified",
 ]
-
-
-def evaluate(
-    backbone: nn.Module,
-    train: ImageSource,
-    test: ImageSource,
-    evaluations: Sequence[Evaluation],
-    reading: Reading,
-    seed: int = 0,
-) -> list[tuple[str, float]]:
-    """Extract features once and run every evaluation on them; return (name, value) pairs.
-
-    Raises:
-        UserError: the images have no labels.
-    """
-    known, asked = (extract(backbone, source, reading) for source in (train, test))
-    return [row for evaluation in evaluations for row in evaluation.run(known, asked, seed)]

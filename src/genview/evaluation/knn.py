@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from genview.evaluation.features import Features
+from genview.evaluation.subject import Subject
 
 SIMILARITIES = 2**26
 """Held in memory at a time (256 MB in float32)."""
@@ -28,8 +29,11 @@ class Knn:
     k: tuple[int, ...] = (20, 200)
     temperature: float = 0.07
 
-    def run(self, train: Features, test: Features, seed: int) -> Iterator[tuple[str, float]]:  # noqa: ARG002
+    protocol: ClassVar[str] = "knn-1"
+
+    def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('knn/top1@k=K', share of test images that are right)."""
+        train, test = subject.features
         for k in [k for k in self.k if k <= len(train.y)] or [len(train.y)]:
             yield f"knn/top1@k={k}", knn_accuracy(train, test, k=k, temperature=self.temperature)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from genview.evaluation.features import Features, stratified
+from genview.evaluation.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,14 @@ class Linear:
     held: float = 0.1
     iterations: int = 200
 
-    def run(self, train: Features, test: Features, seed: int) -> Iterator[tuple[str, float]]:
+    protocol: ClassVar[str] = "linear-1"
+
+    def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('linear/top1', share of test images that are right)."""
+        yield from self.on(*subject.features, subject.seed)
+
+    def on(self, train: Features, test: Features, seed: int) -> Iterator[tuple[str, float]]:
+        """Yield the same from features."""
         mean, std = train.x.mean(dim=0), train.x.std(dim=0, correction=0) + 1e-6
         train, test = (Features((part.x - mean) / std, part.y) for part in (train, test))
         classes = int(torch.cat([train.y, test.y]).max()) + 1

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from genview.encoders.backbone import BackboneSettings, load
+from genview.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, BackboneSettings, load
 from genview.encoders.foreign import Foreign, Hints, read_foreign
 from genview.errors import UserError
 from genview.experiment.facts import facts_of, name_of
 from genview.experiment.load import load as load_experiment
 from genview.experiment.schema import Experiment
 from genview.export import TARGETS, Facts, Source, TargetName, export_to, usage
+from genview.report import Result
 from genview.store import RunFolder
 
 Say = Callable[[str], None]
@@ -83,8 +84,11 @@ def _of_run(wish: Wish, run: RunFolder, weights: Path, say: Say) -> tuple[Source
     if wish.data is None:
         say(f"The card calls the images '{name_of(experiment.images)}'; --data NAME calls them otherwise")
     facts = facts_of(experiment, run, wish.data)
-    if weights != run.backbone:
-        facts = replace(facts, scores=(), remarks=(*facts.remarks, f"These are the weights of {weights.name}."))
+    if weights.name != run.backbone.name:
+        remark = f"These are the weights of {weights.name}, not those that the training ended with."
+        best = [Result(s.name, s.best, protocol=s.protocol) for s in facts.scores if s.best is not None]
+        scores = best if weights.name == "best.safetensors" else []
+        facts = replace(facts, scores=scores, remarks=(*facts.remarks, remark))
     return Source(settings, backbone, wish.size or experiment.pairs.size), facts
 
 
@@ -128,8 +132,8 @@ def _known_by_timm(config: dict[str, Any]) -> dict[str, Any] | None:
         "architecture": config["architecture"],
         "args": config.get("model_args", {}),
         "stem_stride": 4,
-        "mean": prepared.get("mean"),
-        "std": prepared.get("std"),
+        "mean": prepared.get("mean") or IMAGENET_MEAN,
+        "std": prepared.get("std") or IMAGENET_STD,
         "size": (prepared.get("input_size") or (3, 224, 224))[-1],
     }
 

@@ -16,7 +16,7 @@ from torch import nn
 from genview.encoders import FrozenEncoder, load_frozen
 from genview.encoders.backbone import load as load_backbone
 from genview.errors import UserError
-from genview.evaluation import Linear, Reading, evaluate, extract, knn_accuracy, split
+from genview.evaluation import Linear, Reading, Subject, extract, judge, knn_accuracy, name_of, split
 from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.schema import Experiment, essential
 from genview.experiment.weighing import weigher
@@ -29,7 +29,7 @@ from genview.images.source import silent
 from genview.pairs import FindView, Pairs
 from genview.pairs.external import Eyes, Joined, neighbours
 from genview.report import write_page
-from genview.store import RunFolder, claim, write_bytes
+from genview.store import RunFolder, claim, want_results, write_bytes
 from genview.store.parts import differences
 from genview.training import pretrain
 from genview.training.duration import bytes_of
@@ -129,23 +129,32 @@ class Stages:
             self.plain().pretrain(tell)
 
     def evaluate(self, tell: Tell) -> None:
-        """Score the frozen backbone, and the baseline's."""
+        """Judge the pretrained backbone, and the baseline's; what is judged already is left."""
         train, test = self.sources
-        steps = self._last_step()
-        if test is not None and not any(m.name.startswith(("knn/", "linear/")) for m in self.run.measures()):
-            backbone = load_backbone(self.experiment.training.backbone, self.run.backbone).to(self.device)
-            reading = Reading(
-                self.experiment.pairs.size,
-                workers=self.experiment.training.workers,
-                device=self.device,
-                tell=_named(tell, self.label),
-                unreadable=self.run.quarantine,
+        if test is not None:
+            want_results(self.run.evaluation, [name_of(evaluation) for evaluation in self.experiment.evaluation])
+            named = _named(tell, self.label)
+            subject = Subject(
+                load=lambda: load_backbone(self.experiment.training.backbone, self.run.backbone).to(self.device),
+                train=train,
+                test=test,
+                reading=self._reading(named),
+                seed=self.experiment.seed,
+                folder=self.run.evaluation,
             )
-            found = evaluate(backbone, train, test, self.experiment.evaluation, reading, self.experiment.seed)
-            for name, value in found:
-                self.run.measure(name, value, steps)
+            judge(subject, self.experiment.evaluation, self.run.evaluation / "last", "last", named)
         if self.experiment.baseline:
             self.plain().evaluate(tell)
+
+    def _reading(self, tell: Tell) -> Reading:
+        """How images are read to be judged by."""
+        return Reading(
+            self.experiment.pairs.size,
+            workers=self.experiment.training.workers,
+            device=self.device,
+            tell=tell,
+            unreadable=self.run.quarantine,
+        )
 
     def report(self, tell: Tell) -> None:
         """Write the page."""
@@ -219,12 +228,9 @@ class Stages:
         def probe(backbone: nn.Module) -> Iterable[tuple[str, float]]:
             known, asked = extract(backbone, bank, reading), extract(backbone, held, reading)
             yield f"knn/top1@k={ONLINE_K}", knn_accuracy(known, asked, k=ONLINE_K, temperature=0.07)
-            yield from ONLINE_LINEAR.run(known, asked, self.experiment.seed)
+            yield from ONLINE_LINEAR.on(known, asked, self.experiment.seed)
 
         return probe
-
-    def _last_step(self) -> int:
-        return max((measure.step for measure in self.run.measures()), default=0)
 
 
 def _named(tell: Tell, label: str) -> Tell:

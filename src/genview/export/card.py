@@ -53,21 +53,17 @@ def usage(source: Source, target: Target) -> str:
 
 
 def _scores(scores: Sequence[Result]) -> str:
-    if all(score.baseline is None for score in scores):
-        return _table(("measure", "value"), [(score.name, f"{score.value:.1%}") for score in scores])
-    rows = [
-        (
-            score.name,
-            f"{score.value:.1%}",
-            *(("–", "–") if score.baseline is None else _beside(score, score.baseline)),
-        )
-        for score in scores
-    ]
-    return _table(("measure", "this backbone", "same budget without views and weights", "difference"), rows)
+    """Return a table; without the columns of a baseline where there is none."""
+    beside = any(score.baseline is not None for score in scores)
+    head = ["measure", "protocol", "this backbone"] + ["same budget without views and weights", "difference"] * beside
+    return _table(head, [_row(score, beside=beside) for score in scores])
 
 
-def _beside(score: Result, baseline: float) -> tuple[str, str]:
-    return f"{baseline:.1%}", f"{100 * (score.value - baseline):+.1f} points"
+def _row(score: Result, *, beside: bool) -> list[str]:
+    row = [score.name, score.protocol, f"{score.value:.1%}"]
+    if beside and score.baseline is not None and score.difference is not None:
+        return [*row, f"{score.baseline:.1%}", f"{100 * score.difference:+.1f} points"]
+    return row + ["–", "–"] * beside
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

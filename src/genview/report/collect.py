@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from genview.errors import UserError
-from genview.store import Measure, RunFolder, read_table
+from genview.store import Measure, RunFolder, read_results, read_table
 
 MOST_PARTS = 50
 MOST_POINTS = 300
@@ -24,11 +24,17 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Result:
-    """A final score in [0, 1], and that of the same budget without views and weights (None: not measured)."""
+    """A final score in [0, 1] of the last backbone.
+
+    `baseline` is that of the same budget without views and weights, `best` that of the backbone with the best score
+    on held-out training images; None where there is none. `protocol` names what was done, with its version.
+    """
 
     name: str
     value: float
-    baseline: float | None
+    baseline: float | None = None
+    best: float | None = None
+    protocol: str = ""
 
     @property
     def difference(self) -> float | None:
@@ -37,18 +43,26 @@ class Result:
 
 
 def results(run: RunFolder) -> list[Result]:
-    """Return the last value of every `knn/…` and `linear/…` measure, in the order they were first written."""
-    return _results(run.measures(), run.baseline.measures())
+    """Return every measure of the evaluations of a run, in their order, beside those of its baseline.
+
+    Raises:
+        UserError: a result is damaged.
+    """
+    best, plain = final(run, "best"), final(run.baseline)
+    return [
+        Result(name, value, plain.get(name), best.get(name), found.protocol)
+        for found in read_results(run.evaluation, "last")
+        for name, value in found.measures
+    ]
 
 
-def _results(own: Sequence[Measure], plain: Sequence[Measure]) -> list[Result]:
-    ours, theirs = final(own), final(plain)
-    return [Result(name, value, theirs.get(name)) for name, value in ours.items()]
+def final(run: RunFolder, backbone: str = "last") -> dict[str, float]:
+    """Return every measure of the evaluations of a run's last or best backbone, by name, in their order.
 
-
-def final(measures: Sequence[Measure]) -> dict[str, float]:
-    """Return the last value of every `knn/…` and `linear/…` measure by name, in the order they were first written."""
-    return {m.name: m.value for m in measures if m.name.startswith(("knn/", "linear/"))}
+    Raises:
+        UserError: a result is damaged.
+    """
+    return {name: value for found in read_results(run.evaluation, backbone) for name, value in found.measures}
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,7 @@ class Material:
     @property
     def results(self) -> list[Result]:
         """Final scores beside the baseline's."""
-        return _results(self.measures, self.plain_measures)
+        return results(self.run)
 
     @property
     def treatment(self) -> str:

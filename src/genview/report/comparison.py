@@ -11,7 +11,6 @@ from genview.store import RunFolder
 
 LEVEL = 0.95
 """Confidence of the intervals."""
-ONLINE = ("online/knn/", "online/linear/")
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,18 @@ class Row:
 def scores(run: RunFolder) -> dict[str, float]:
     """Return the scores of a trained run by name, shares in [0, 1]; nothing of a run whose training goes on.
 
-    Final scores as they are; of online ones, which were taken during the training, the last and the best. The best
-    is chosen by the images it is measured on, so it flatters.
+    Final scores of the last backbone as they are, and those of the best one; of online ones, which were taken during
+    the training on held-out training images, the last and the best.
+
+    Raises:
+        UserError: a result is damaged.
     """
     if not run.backbone.exists():
         return {}
     measures = run.measures()
-    found = final(measures)
-    for name in dict.fromkeys(m.name for m in measures if m.name.startswith(ONLINE)):
+    found = final(run)
+    found |= {f"{name}, best": value for name, value in final(run, "best").items()}
+    for name in dict.fromkeys(m.name for m in measures if m.name.startswith("online/")):
         values = [m.value for m in measures if m.name == name]
         found[f"{name}, last"] = values[-1]
         found[f"{name}, best"] = max(values)

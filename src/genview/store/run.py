@@ -84,6 +84,11 @@ class RunFolder:
         return self.root / "backbone.safetensors"
 
     @property
+    def evaluation(self) -> Path:
+        """A folder for each backbone with a file for each result; see `store.evaluated`."""
+        return self.root / "evaluation"
+
+    @property
     def page(self) -> Path:
         """The HTML report."""
         return self.root / "report.html"
