@@ -158,6 +158,15 @@ def test_an_exported_file_is_a_backbone_that_can_be_judged(tmp_path: Path) -> No
         assert torch.equal(found, made.backbone(images))
 
 
+@pytest.mark.parametrize("name", ["torchvision", "huggingface"])
+def test_a_vit_in_the_layout_of_others_is_read_back(name: TargetName, tmp_path: Path) -> None:
+    made = source(VIT)
+    export_to(TARGETS[name], made, FACTS, tmp_path / "made")
+    found = read_foreign(tmp_path / "made" / "model.safetensors", Hints(backbone=VIT.name, args=VIT.args))
+    assert found.layout == ("torchvision" if name == "torchvision" else "transformers")
+    assert all(torch.equal(found.state[key], value) for key, value in made.backbone.net.state_dict().items())
+
+
 def test_timm_puts_a_classifier_on_what_was_exported_and_knows_the_statistics(tmp_path: Path) -> None:
     export_to(TARGETS["timm"], source(BASIC), FACTS, tmp_path / "made")
     net = timm.create_model(f"local-dir:{tmp_path / 'made'}", pretrained=True, num_classes=5)

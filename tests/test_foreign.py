@@ -386,6 +386,10 @@ def test_differences_are_told_in_full() -> None:
     found = differences(shapes(want), shapes(have))
     assert str(found) == "  1 missing: b.x\n  1 unexpected: c\n  1 of another shape: a.x (2×3, wanted 3×2)"
     assert len(found) == 3
+    have = {"n.weight": torch.rand(2), "n.bias": torch.rand(2), "n.mean": torch.rand(5), "m.bias": torch.rand(2)}
+    want = {name: torch.rand(3) for name in have}
+    told = "n.weight/bias (2, wanted 3), n.mean (5, wanted 3), m.bias (2, wanted 3)"
+    assert str(differences(shapes(want), shapes(have))) == f"  4 of another shape: {told}"
     assert not differences(shapes(want), shapes(want))
 
 

@@ -33,11 +33,10 @@ class Differences:
         return len(self.missing) + len(self.unexpected) + len(self.reshaped)
 
     def __str__(self) -> str:
-        shapes = [f"{name} ({_by(found)}, wanted {_by(wanted)})" for name, found, wanted in self.reshaped]
         lines = (
             (len(self.missing), "missing", grouped(self.missing, self.wanted)),
             (len(self.unexpected), "unexpected", grouped(self.unexpected, self.found)),
-            (len(shapes), "of another shape", shapes),
+            (len(self.reshaped), "of another shape", _alike(self.reshaped)),
         )
         return "\n".join(f"  {count} {sort}: {', '.join(names)}" for count, sort, names in lines if count)
 
@@ -85,6 +84,18 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], what: str) -> Non
     if unlike := differences(shapes(net.state_dict()), shapes(state)):
         raise UserError(f"{what}:\n{unlike}")
     net.load_state_dict(dict(state), strict=True, assign=any(value.is_meta for value in net.parameters()))
+
+
+def _alike(reshaped: Iterable[tuple[str, Size, Size]]) -> list[str]:
+    """Return 'module.weight/bias (found, wanted …)': in one those of a module that differ alike."""
+    groups = dict[tuple[str, Size, Size], list[str]]()
+    for name, found, wanted in reshaped:
+        module, dot, last = name.rpartition(".")
+        groups.setdefault((module + dot, found, wanted), []).append(last)
+    return [
+        f"{module}{'/'.join(names)} ({_by(found)}, wanted {_by(wanted)})"
+        for (module, found, wanted), names in groups.items()
+    ]
 
 
 def _by(size: Size) -> str:

@@ -42,12 +42,10 @@ def card(source: Source, target: Target, facts: Facts, agreed: Agreement) -> str
 
 def usage(source: Source, target: Target) -> str:
     """Return Python lines, to run as they are where the card lies, that load the backbone and compute features."""
-    settings = source.settings
     return (
-        "import torch\n"
+        f"{target.imports}\n"
         'folder = "."  # where this file lies\n'
         f"images = torch.rand(2, 3, {source.size}, {source.size})  # floats in [0, 1]\n"
-        f"mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in ({tuple(settings.mean)}, {tuple(settings.std)}))\n"
         f"{target.snippet(source)}"
     )
 

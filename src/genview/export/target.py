@@ -30,10 +30,14 @@ class Source:
 
 
 class Target(Protocol):
-    """A layout of another library. `library` is who reads it, `what` says in words what is written."""
+    """A layout of another library. `library` is who reads it, `what` says in words what is written.
+
+    `imports` are the Python lines that its snippet begins with.
+    """
 
     library: str
     what: str
+    imports: str
 
     def write(self, source: Source, folder: Path) -> None:
         """Write the files of this layout into a folder.
@@ -46,7 +50,7 @@ class Target(Protocol):
         """Load what `write` wrote as its reader would, strictly."""
 
     def snippet(self, source: Source) -> str:
-        """Return Python lines that load it from `folder` and compute `features` of `images`, by `mean` and `std`."""
+        """Return Python lines that load it from `folder` and compute `features` of `images` in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,12 @@ def with_stem(net: nn.Module, settings: BackboneSettings) -> nn.Module:
     if settings.stem_stride == 1 and isinstance(net.conv1, nn.Conv2d):
         net.conv1.stride = (1, 1)
     return net
+
+
+def statistics_line(settings: BackboneSettings) -> str:
+    """Return the Python line that defines `mean` and `std`."""
+    numbers = f"{tuple(settings.mean)}, {tuple(settings.std)}"
+    return f"mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in ({numbers}))\n"
 
 
 def stem_lines(settings: BackboneSettings) -> str:

@@ -22,6 +22,7 @@ class ToOnnx:
 
     library = "onnx"
     what = "ONNX"
+    imports = "import onnxruntime\nimport torch\n"
 
     def write(self, source: Source, folder: Path) -> None:
         """Write both files.
@@ -64,7 +65,6 @@ class ToOnnx:
     def snippet(self, source: Source) -> str:  # noqa: ARG002
         """Return lines for onnxruntime."""
         return (
-            "import onnxruntime\n"
             'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
             '(features,) = session.run(["features"], {"images": images.numpy()})  # it normalises for itself\n'
         )

@@ -8,7 +8,7 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 
 from genview.encoders.backbone import export
-from genview.export.target import Features, Source, of_normalised, record, stem_lines, with_stem
+from genview.export.target import Features, Source, of_normalised, record, statistics_line, stem_lines, with_stem
 from genview.store import write_json
 
 
@@ -21,6 +21,7 @@ class ToTimm:
 
     library = "timm"
     what = "timm's layout of the Hugging Face hub"
+    imports = "import timm\nimport torch\n"
 
     def write(self, source: Source, folder: Path) -> None:
         """Write both files."""
@@ -56,7 +57,7 @@ class ToTimm:
     def snippet(self, source: Source) -> str:
         """Return lines for timm."""
         return (
-            "import timm\n"
+            f"{statistics_line(source.settings)}"
             'model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()\n'
             f"{stem_lines(source.settings)}"
             "features = model((images - mean) / std)\n"

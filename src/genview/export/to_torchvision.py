@@ -15,7 +15,7 @@ from genview.encoders.backbone import BackboneSettings
 from genview.encoders.naming import RESNET, TORCHVISION_VIT
 from genview.encoders.strict import load_strictly
 from genview.errors import UserError
-from genview.export.target import Features, Source, of_normalised, record, stem_lines, with_stem
+from genview.export.target import Features, Source, of_normalised, record, statistics_line, stem_lines, with_stem
 from genview.export.vit import PlainViT, plain_vit
 from genview.store import write_bytes, write_json
 
@@ -25,6 +25,7 @@ class ToTorchvision:
 
     library = "torchvision"
     what = "torchvision's names of weights"
+    imports = "import safetensors.torch\nimport torch\nimport torchvision\n"
 
     def write(self, source: Source, folder: Path) -> None:
         """Write both files.
@@ -44,14 +45,16 @@ class ToTorchvision:
         with torch.device("meta"):
             net = _created(source)
         state = safetensors.torch.load_file(folder / "model.safetensors")
-        load_strictly(net, state, f"torchvision's network is not the '{source.settings.name}' of this backbone")
+        load_strictly(
+            net, state, f"torchvision's network is not the '{source.settings.name}' of this backbone; use --to timm"
+        )
         return of_normalised(source, net.eval())
 
     def snippet(self, source: Source) -> str:
         """Return lines for torchvision."""
         last = "fc" if isinstance(source.backbone.net, ResNet) else "heads"
         return (
-            "import safetensors.torch, torchvision\n"
+            f"{statistics_line(source.settings)}"
             f"model = {_call(source)}\n"
             f"model.{last} = torch.nn.Identity()\n"
             f"{stem_lines(source.settings)}"

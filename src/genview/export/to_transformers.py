@@ -14,7 +14,7 @@ from torch import Tensor
 from genview.encoders.naming import TRANSFORMERS_RESNET, TRANSFORMERS_VIT, TRANSFORMERS_VIT_5, Naming
 from genview.encoders.strict import load_strictly
 from genview.errors import UserError
-from genview.export.target import Features, Source, of_normalised, record
+from genview.export.target import Features, Source, of_normalised, record, statistics_line
 from genview.export.vit import plain_vit
 
 
@@ -23,6 +23,7 @@ class ToTransformers:
 
     library = "transformers"
     what = "transformers' layout of the Hugging Face hub"
+    imports = "import torch\nfrom transformers import AutoModel\n"
 
     def write(self, source: Source, folder: Path) -> None:
         """Let transformers write its model and its image processor.
@@ -62,7 +63,7 @@ class ToTransformers:
         more = "" if pooled else ", add_pooling_layer=False"
         found = ".pooler_output.flatten(1)" if pooled else ".last_hidden_state[:, 0]"
         return (
-            "from transformers import AutoModel\n"
+            f"{statistics_line(source.settings)}"
             f"model = AutoModel.from_pretrained(folder{more}).eval()\n"
             f"features = model((images - mean) / std){found}\n"
         )
