@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
+from genview.cli.export import export
 from genview.cli.options import NO_SETS, Address, File, Launching, Out, Set, Workers, chosen
 from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show, show_scores
 from genview.cli.study import check_study, do_study
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Generated views for self-supervised learning. Stages take an experiment file, --out and --set.",
 )
+app.command("export")(export)
 STOPPED = 130
 """The exit code that Typer makes of Ctrl-C."""
 

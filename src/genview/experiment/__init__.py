@@ -2,6 +2,7 @@
 
 from genview.experiment.cost import cost
 from genview.experiment.examine import Examination, examination_cost, examine, is_examination
+from genview.experiment.exporting import Wish, arguments, export_backbone
 from genview.experiment.fit import FitExperiment
 from genview.experiment.fit_choice import for_folder
 from genview.experiment.fit_lora import LoraExperiment
@@ -25,10 +26,13 @@ __all__ = [
     "LoraExperiment",
     "Stages",
     "Study",
+    "Wish",
     "analyse_images",
+    "arguments",
     "cost",
     "examination_cost",
     "examine",
+    "export_backbone",
     "fit_generator",
     "for_folder",
     "generate_views",
