@@ -80,7 +80,7 @@ def name_of(images: ImageSettings) -> str:
 
 def _count(experiment: Experiment, run: RunFolder) -> str:
     try:
-        return f", {len(Stages(experiment, run, index=run.root / 'index').sources[0]):,} trained on"
+        return f", {len(Stages(experiment, run, index=run.root / 'index').sources.train):,} trained on"
     except UserError:
         return " (not counted: they are not on this machine)"
 
