@@ -7,6 +7,7 @@ import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -61,7 +62,7 @@ def test_experiments_are_experiments(text: str, tmp_path: Path) -> None:
 def test_commands_are_commands(line: str) -> None:
     """Verb and options exist, and what must be given is; nothing is run."""
     words = shlex.split(line)[1:]
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     with group.make_context("genview", words, resilient_parsing=False) as context:
         name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
         assert command is not None
