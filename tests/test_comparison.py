@@ -18,7 +18,7 @@ from PIL import Image
 from conftest import score
 from genview.report import Design, Entry, Row, write_study, write_tables
 from genview.report.comparison import compared, difference, scores
-from genview.report.forest import forest
+from genview.report.forest import _leading, forest
 from genview.report.study_page import study_page
 from genview.report.tables import cells, latex, markdown
 from genview.store import RunFolder
@@ -186,6 +186,19 @@ def test_a_table_of_nothing_says_so_and_has_no_figure(tmp_path: Path) -> None:
     assert write_tables(plan, tmp_path) == write_study(plan, tmp_path) == []
     assert not (tmp_path / "figure.png").exists()
     assert forest(plan, rows()[:1]) is None, "the reference alone has nothing to be compared with"
+
+
+def test_the_figure_has_the_first_measure_of_each_evaluation_first() -> None:
+    names = ["knn/top1@k=10", "knn/top1@k=20", "knn/top1@k=10, best", "linear/top1", "linear/sgd-top1", "online/a"]
+    groups = [[Row(("x",), name, 1, 1, 0.5, None, None)] for name in names]
+    assert [group[0].measure for group in _leading(groups)] == [
+        "knn/top1@k=10",
+        "linear/top1",
+        "online/a",
+        "knn/top1@k=20",
+        "linear/sgd-top1",
+        "knn/top1@k=10, best",
+    ]
 
 
 def test_the_page_tells_the_state_of_each_run_and_takes_names_for_words(tmp_path: Path) -> None:

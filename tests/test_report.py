@@ -105,8 +105,12 @@ def test_words() -> None:
     assert [points(d) for d in (0.0404, -0.0126, 0.0)] == ["+4.0", "−1.3", "+0.0"]
     found = [Result("knn/top1@k=20", 0.671, 0.631), Result("linear/top1", 0.5, 0.512)]
     assert outcome(found, "generated views") == (
-        "With generated views the frozen backbone reaches 50.0% in linear probe top-1 and 67.1% in "
-        "kNN top-1 (k = 20): −1.2 and +4.0 points against the same budget without."
+        "With generated views the frozen backbone reaches 67.1% in kNN top-1 (k = 20) and 50.0% in "
+        "linear probe top-1: +4.0 and −1.2 points against the same budget without."
+    )
+    more = [*found[:1], Result("knn/top1@k=200", 0.1), *found[1:], Result("transfer/dtd", 0.3)]
+    assert "67.1% in kNN top-1 (k = 20) and 50.0% in linear probe top-1 and 30.0% in transfer dtd" in outcome(
+        more, ""
     )
     assert "points" not in outcome([Result("linear/top1", 0.5, None)], "generated views")
     assert outcome([], "") == "The backbone of this run has not been scored yet."

@@ -139,7 +139,8 @@ def evaluate(file: File, out: Out, sets: Set = NO_SETS) -> None:
             examine(load(Examination, file, sets), out, bars.tell)
     else:
         _stage("evaluate", file, out, sets)
-    show_scores(RunFolder(out))
+    if not show_scores(RunFolder(out)):
+        _say("Nothing was judged: the images have no labels, or the experiment has evaluation: [].")
 
 
 @app.command()

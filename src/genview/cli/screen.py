@@ -98,12 +98,13 @@ def show(folder: RunFolder, experiment: Experiment) -> None:
     out.print(f"Page: {folder.page}", soft_wrap=True)
 
 
-def show_scores(folder: RunFolder) -> None:
-    """Print the final scores in a run folder, if there are any."""
+def show_scores(folder: RunFolder) -> bool:
+    """Print the final scores in a run folder; say whether there are any."""
     from genview.report import results
 
     if rows := results(folder):
         Console(highlight=False).print(_scores(rows))
+    return bool(rows)
 
 
 def _scores(rows: list[Result]) -> Table:

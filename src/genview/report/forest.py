@@ -25,7 +25,8 @@ def forest(design: Design, rows: Sequence[Row]) -> bytes | None:
     from matplotlib.figure import Figure
 
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row.measure)]
-    shown = [drawn for group in groups if (drawn := [row for row in group if row.difference])][:PANELS]
+    drawn = [found for group in groups if (found := [row for row in group if row.difference])]
+    shown = _leading(drawn)[:PANELS]
     if not shown:
         return None
     lines = list(dict.fromkeys(row.variants for group in shown for row in group))
@@ -43,6 +44,13 @@ def forest(design: Design, rows: Sequence[Row]) -> bytes | None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _leading(groups: Sequence[list[Row]]) -> list[list[Row]]:
+    """Put the first measure of each evaluation before all second ones, and so on."""
+    kinds = [group[0].measure.partition("/")[0] for group in groups]
+    order = sorted(range(len(groups)), key=lambda n: kinds[:n].count(kinds[n]))
+    return [groups[n] for n in order]
 
 
 def _panel(axes: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, ...]]) -> None:

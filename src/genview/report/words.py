@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from genview.noise import UNKNOWN
 from genview.report.collect import LeftOut, Result
 
+MOST_QUOTED = 3
+"""Scores in the sentence that says how a run ended."""
+
 
 def outcome(results: Sequence[Result], treatment: str) -> str:
-    """Say in one sentence how the run ended: its first linear and first kNN score beside the baseline's."""
-    found = (next((r for r in results if r.name.startswith(kind)), None) for kind in ("linear/", "knn/"))
-    chosen = [result for result in found if result]
+    """Say in one sentence how the run ended: the first score of each evaluation beside the baseline's."""
+    kinds = {result.name.partition("/")[0]: result for result in reversed(results)}
+    chosen = [result for result in results if result in kinds.values()][:MOST_QUOTED]
     if not chosen:
         return "The backbone of this run has not been scored yet."
     start = f"With {treatment}" if treatment else "Without generated views or quality weights"
