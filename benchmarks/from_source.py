@@ -100,7 +100,7 @@ class FromSource:
     def _code(self, code: Tensor, level: int, seeds: Sequence[int]) -> tuple[NoisedCode, Tensor]:
         """Return what the network is told of the source beside noisy pixels, and the level that says how well."""
         levels = torch.full((len(code),), level)
-        made = code_with_noise(self._code_of, code, levels, seeds, self._settings.pace, self._noising)
+        made = code_with_noise(self._code_of, code, levels, seeds, self._settings, self._noising)
         if not self._told:
             made, levels = NoisedCode(*map(torch.zeros_like, made)), torch.full_like(levels, NOTHING_KNOWN)
         return NoisedCode(*(part.to(self._device) for part in made)), levels.to(self._device)

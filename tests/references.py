@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,3 +86,39 @@ def _pooled(tokens: np.ndarray, vector: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if norms > 0 else 0.0
+
+
+def average_precision(
+    truth: list[dict[str, Any]], found: list[dict[str, Any]], images: list[int], overlap: float
+) -> float:
+    """COCO's average precision at one overlap, without crowds: mean over categories and over 101 recalls."""
+    values = []
+    for category in {row["category_id"] for row in truth if row["image_id"] in images}:
+        objects = [row for row in truth if row["category_id"] == category and row["image_id"] in images]
+        guesses = sorted((g for g in found if g["category_id"] == category), key=lambda g: -g["score"])
+        taken: list[int] = []
+        hits = []
+        for guess in guesses:
+            best, chosen = overlap, None
+            for n, row in enumerate(objects):
+                shared = _shared(row["bbox"], guess["bbox"])
+                if n not in taken and row["image_id"] == guess["image_id"] and shared >= best:
+                    best, chosen = shared, n
+            hits.append(chosen is not None)
+            taken += [] if chosen is None else [chosen]
+        precisions = []
+        for recall in range(101):
+            reached = [
+                sum(hits[:k]) / k for k in range(1, len(hits) + 1) if 100 * sum(hits[:k]) >= recall * len(objects)
+            ]
+            precisions.append(max(reached, default=0.0))
+        values.append(sum(precisions) / 101)
+    return sum(values) / len(values)
+
+
+def _shared(a: list[float], b: list[float]) -> float:
+    """Intersection over union of two boxes: left, top, width, height."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    common = max(0.0, width) * max(0.0, height)
+    return common / (a[2] * a[3] + b[2] * b[3] - common)

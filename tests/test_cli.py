@@ -164,6 +164,7 @@ def test_help_names_every_verb_and_imports_no_torch() -> None:
         "fit-generator",
         "pretrain",
         "evaluate",
+        "export",
         "report",
         "study",
         "check",

@@ -336,7 +336,7 @@ def test_its_folder_says_how_it_is_sampled(folder: Path, skewed: TokenDiffusion)
     condition = torch.randn(2, 88, generator=torch.Generator().manual_seed(0)) / 2
     views = generator.sample(condition, level, torch.ones(2), seeds)
     assert asked == [999, 666, 332]
-    code = code_with_noise(generator.encoder, condition, level, seeds, generator.settings.pace, schedules()[1])
+    code = code_with_noise(generator.encoder, condition, level, seeds, generator.settings, schedules()[1])
     student = Student(skewed.encoder, skewed.denoiser.unet, 3)
     solved = drawn(student, 3, 1, noise_for(seeds, (3, 16, 16), "latent"), code, level)
     expected = finished(solved, 16)

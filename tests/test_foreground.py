@@ -282,6 +282,8 @@ def test_every_image_is_measured(tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(rows["ratio"], wanted, atol=1e-6)
     assert rows["ratio"].mean() == pytest.approx(0.4, abs=1.01 / tokens[..., 0].numel())
+    above = analysis.direction().scores(tokens).numpy() - analysis.summary["threshold"]
+    np.testing.assert_allclose(rows["map"], above, atol=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "direction.safetensors", "examples.npz", *(f"part-{n:05d}.parquet" for n in range(4)), "settings.json",
         "summary.json",
@@ -313,6 +315,7 @@ def test_a_part_without_readable_images_is_done_all_the_same(tmp_path: Path) -> 
     assert list(rows["key"]) == [source.key(i) for i in range(24) if not 7 <= i < 14]
     assert rows["embedding"].shape == (17, 48)
     assert rows["embedding"].dtype == np.float16
+    assert rows["map"].shape == (17, tokens_of(source, range(1)).shape[1])
     assert (tmp_path / "part-00001.parquet").exists()
 
 

@@ -466,7 +466,7 @@ def test_sources_of_sources() -> None:
 
 
 def test_torchvision_sets_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"images\.download=true"):
+    with pytest.raises(UserError, match="`download` to true"):
         TorchvisionImages(root=str(tmp_path)).build()
 
     def fail(_: object) -> None:

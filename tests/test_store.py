@@ -18,6 +18,7 @@ from genview.store import (
     RunFolder,
     appearing,
     claim,
+    find_rows,
     read_at,
     read_mapped,
     read_table,
@@ -229,3 +230,19 @@ def test_quarantine_names_an_image_once(tmp_path: Path) -> None:
 def test_nearest_names() -> None:
     assert nearest("mehtod", ["method", "images"]) == " Did you mean 'method'?"
     assert nearest("zzz", ["method", "images"]) == ""
+
+
+def test_rows_are_found_by_their_keys(tmp_path: Path) -> None:
+    parts = [tmp_path / f"part-{n}.parquet" for n in range(3)]
+    for n, part in enumerate(parts):
+        grid = np.arange(8, dtype=np.float16).reshape(4, 2) + 10 * n
+        write_table(part, {"key": [f"{n}/{i}" for i in range(4)], "map": grid, "ratio": np.arange(4) / 4 + n})
+    found = find_rows(parts, {"2/1", "0/3", "absent"}, ("key", "map", "ratio", "unknown"))
+    assert list(found) == ["key", "map", "ratio"]
+    assert found["key"].tolist() == ["0/3", "2/1"]
+    assert found["map"].tolist() == [[6, 7], [22, 23]]
+    assert found["ratio"].tolist() == [0.75, 2.25]
+    assert find_rows([], {"a"}, ("key",)) == {}
+    parts[1].write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is damaged"):
+        find_rows(parts, {"a"}, ("key",))

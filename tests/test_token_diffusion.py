@@ -15,7 +15,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from conftest import Painted
 from genview.encoders import BackboneSettings, Code, TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
+from genview.foreground import CentrePrior
 from genview.generators.code import fit_code, fold
+from genview.generators.embedded import detail_levels
 from genview.generators.fit import FitSettings, TokenDiffusion
 from genview.generators.token_diffusion import NOTHING_KNOWN, NetworkSettings, NoisedCode, create_unet, noised
 
@@ -76,6 +78,21 @@ def test_the_gist_loses_least_of_the_deep_features(model: TokenDiffusion, images
     assert np.square(left).sum() == pytest.approx(np.square(least).sum(), rel=1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("inside_out", [False, True])
+def test_the_last_of_the_gist_points_to_the_middle(images: Tensor, *, inside_out: bool) -> None:
+    """Whatever lies in the middle: images whose middle and border change places turn it round."""
+    torch.manual_seed(0)
+    encoder, shown = TokenEncoder(ENCODER).eval(), images.roll((16, 16), dims=(2, 3)) if inside_out else images
+    fit_code(encoder, shown.split(16))
+    scores = encoder(shown)[1].gist[:, -1]
+    prior = CentrePrior((scores.shape[1], scores.shape[2]))
+    prior.add(scores.flatten(1))
+    sign, evidence = prior.decide()
+    assert sign == 1
+    assert evidence > 1
+
+
 def test_the_sketch_is_the_best_that_four_numbers_can_do(model: TokenDiffusion, images: Tensor) -> None:
     """Against least squares in full and the singular values of what it explains; and another code does worse."""
     seen, pixels, code, sketch = (x.numpy() for x in rows(model, images))
@@ -133,6 +150,30 @@ def test_noise_on_a_code_by_hand() -> None:
     assert found.gist[:, 0, 0, 0].tolist() == pytest.approx([1, 0.8 + 2 * 0.6])
     assert found.detail[0, 0].flatten().tolist() == pytest.approx([2.0, 1.0, 2.0, 2.0])
     assert found.kept[0, 0].flatten().tolist() == pytest.approx([0.64, 1, 0, 0])
+
+
+def test_the_foreground_is_spared_and_its_image_gets_as_much_as_others() -> None:
+    """Against a loop over the places; the gist's grid is as fine as the detail's, so that nothing is interpolated."""
+    gist = torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    gist[2] = 0.7  # an image that is the same everywhere
+    code, level = Code(torch.zeros(3, 2, 4, 4), gist), torch.tensor([100, 400, 300])
+    found = detail_levels(code, level, pace=2.0, spare=1.5)
+    for i in range(3):
+        members = [[1 / (1 + np.exp(-2 * (float(g) - 0.25))) for g in row] for row in gist[i, -1]]
+        mean = np.mean(members)
+        expected = [[2 * int(level[i]) * (1 + 3 * (mean - m)) for m in row] for row in members]
+        assert torch.allclose(found[i, 0].double(), torch.tensor(expected).double(), rtol=1e-5)
+    assert torch.allclose(found.mean(dim=(1, 2, 3)), 2.0 * level)
+    assert torch.allclose(found[2], torch.tensor(600.0))
+    order = gist[1, -1].flatten().argsort()
+    assert (found[1].flatten()[order].diff() < 0).all(), "the likelier the foreground, the less"
+
+
+def test_without_sparing_all_places_get_the_pace() -> None:
+    code, level = Code(torch.zeros(2, 2, 8, 8), torch.randn(2, 5, 4, 4)), torch.tensor([0, 300])
+    found = detail_levels(code, level, pace=1.5, spare=0.0)
+    assert found.shape == (2, 1, 8, 8)
+    assert (found == 1.5 * level.view(2, 1, 1, 1)).all()
 
 
 def test_details_get_at_least_the_noise_of_the_gist(images: Tensor) -> None:

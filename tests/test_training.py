@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from torch import Tensor
 
 from conftest import Painted
@@ -23,7 +25,7 @@ from genview.images.origin import Origin
 from genview.methods import Method, MoCoV2, SimSiam
 from genview.pairs import Crops, Pairs, PairSettings
 from genview.quality import Quality
-from genview.store import RunFolder
+from genview.store import RunFolder, read_table
 from genview.training import TrainSettings, plan_of, pretrain
 from genview.training.best import Best
 from genview.training.duration import bytes_of, steps_of
@@ -205,20 +207,24 @@ def test_weights_multiply_the_losses_of_their_pairs(tmp_path: Path) -> None:
     assert not torch.equal(next(still.parameters()), next(moved.parameters()))
     measures = {m.name: m.value for m in RunFolder(tmp_path / "still").measures()}
     assert measures["train/loss"] == 0.0
-    assert (tmp_path / "still" / "pairs" / "examples.npz").exists()
+    assert (tmp_path / "still" / "pairs" / "pictured.parquet").exists()
 
 
-def test_example_pairs_are_the_extremes(tmp_path: Path) -> None:
+def test_example_pairs_are_what_the_encoder_saw(tmp_path: Path) -> None:
     def by_brightness(views: Sequence[Tensor], origin: Origin, progress: float) -> Quality:  # noqa: ARG001
         weight = views[0].mean(dim=(1, 2, 3))
         return Quality(weight, weight, weight)
 
     train(tmp_path, METHODS[0], weigh=by_brightness)
-    with np.load(tmp_path / "pairs" / "examples.npz", allow_pickle=False) as examples:
-        weight, a = examples["weight"], examples["a"]
-        assert list(weight) == sorted(weight)
-        assert weight == pytest.approx(a.mean(axis=(1, 2, 3)) / 255, abs=1e-4)
-        assert len(set(examples["keys"])) > 1
+    examples = read_table(tmp_path / "pairs" / "pictured.parquet")
+    weight = examples["weight"]
+    assert list(weight) == sorted(weight)
+    bright = [np.asarray(Image.open(io.BytesIO(file))).mean() / 255 for file in examples["a"]]
+    assert weight == pytest.approx(bright, abs=1e-4)
+    assert [key.split("/")[0] for key in examples["key"]] == examples["class"].tolist(), (
+        "as `Painted` names its images"
+    )
+    assert len(set(examples["key"])) > 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from genview.cli.examine import check_examination, do_examine
+from genview.cli.export import export
 from genview.cli.options import NO_SETS, Address, File, Launching, Out, Set, Workers, chosen
 from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show, show_scores
 from genview.cli.study import check_study, do_study
@@ -26,8 +27,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Generated views for self-supervised learning. Every verb takes an experiment file, --out and --set.",
+    help="Generated views for self-supervised learning. Stages take an experiment file, --out and --set.",
 )
+app.command("export")(export)
 STOPPED = 130
 """The exit code that Typer makes of Ctrl-C."""
 
@@ -142,19 +144,19 @@ def evaluate(file: File, out: Out, sets: Set = NO_SETS) -> None:
 
 
 @app.command()
-def report(file: File, out: Out, sets: Set = NO_SETS) -> None:
-    """Write the page of a run, finished or not."""
-    from genview.experiment import is_examination
-    from genview.report import write_fit_page, write_page
-    from genview.store import RunFolder
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False, metavar="RUN")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page: report.html in the folder of a single run, else comparison.html here."),
+    ] = None,
+) -> None:
+    """Write the page of a run, finished or not, or one that compares several."""
+    from genview.experiment import report_runs
 
-    if _is_fit(file):
-        _say(f"Page: {write_fit_page(RunFolder(out))}")
-        return
-    if is_examination(file):
-        _say(f"Page: {write_page(RunFolder(out))}")
-        return
-    _stage("report", file, out, sets)
+    with Bars() as bars:
+        page = report_runs(runs, out, bars.tell, _say)
+    _say(f"Page: {page}")
 
 
 @app.command("fit-generator")

@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from genview.encoders.strict import load_strictly
 from genview.errors import UserError, nearest
 from genview.store import write_bytes
 
@@ -92,15 +93,16 @@ def load(settings: BackboneSettings, path: Path) -> Backbone:
     """Read what `export` wrote; every key must fit.
 
     Raises:
-        UserError: the file is missing or belongs to another architecture.
+        UserError: the file is missing, damaged, or of another architecture; then every difference is named.
     """
     backbone = Backbone(settings)
     try:
-        backbone.net.load_state_dict(safetensors.torch.load_file(path), strict=True)
+        state = safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise UserError(f"There is no backbone at {path}: run `genview pretrain` first.") from None
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} does not fit the backbone '{settings.name}': {error}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is no safetensors file, or it is damaged: {error}.") from error
+    load_strictly(backbone.net, state, f"{path} does not fit the backbone '{settings.name}'")
     return backbone
 
 

@@ -14,6 +14,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor
 
 from genview.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneSettings
+from genview.encoders.strict import load_strictly
 from genview.errors import UserError, nearest
 
 Numbers = tuple[float, float, float]
@@ -47,12 +48,8 @@ class GivenBackbone:
         settings = BackboneSettings(name, self.args, self.stem_stride, self.mean or mean, self.std or std)
         backbone = Backbone(settings)
         kept = {key: value for key, value in state.items() if not _of_classifier(key, backbone.net)}
-        if faults := _faults(backbone.net.state_dict(), kept):
-            raise UserError(
-                f"The weights {self.weights} do not fit '{self.name}' with the arguments of backbone:\n"
-                + "\n".join(f"  {fault}" for fault in faults)
-            )
-        backbone.net.load_state_dict(kept, strict=True)
+        what = f"The weights {self.weights} do not fit '{self.name}' with the arguments of backbone"
+        load_strictly(backbone.net, kept, what)
         return backbone
 
 
@@ -90,19 +87,3 @@ def _of_classifier(key: str, net: Any) -> bool:
     """Whether a weight is one of the classifier, which timm names in the model's configuration."""
     names = net.pretrained_cfg.get("classifier") or ()
     return key.startswith(tuple(f"{name}." for name in ([names] if isinstance(names, str) else names)))
-
-
-def _faults(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Say of every weight that is not as it should be what is wrong."""
-    missing = [f"missing: {key}" for key in sorted(wanted.keys() - found.keys())]
-    unexpected = [f"unexpected: {key}" for key in sorted(found.keys() - wanted.keys())]
-    shapes = [
-        f"another shape: {key} is {_shape(found[key])} and should be {_shape(wanted[key])}"
-        for key in sorted(wanted.keys() & found.keys())
-        if wanted[key].shape != found[key].shape
-    ]
-    return missing + unexpected + shapes
-
-
-def _shape(value: Tensor) -> str:
-    return "×".join(map(str, value.shape)) or "a single number"

@@ -11,6 +11,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor
 
 from genview.encoders.backbone import BackboneSettings, create_net
+from genview.encoders.strict import differences, shapes
 from genview.errors import UserError, nearest
 
 
@@ -43,14 +44,11 @@ def _of_file(settings: BackboneSettings, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is no safetensors file, or it is damaged: {error}.") from error
     wanted = create_net(settings).state_dict()
     head = ("fc.", "head.", "classifier.")
-    absent = sorted(wanted.keys() - found.keys())
-    foreign = sorted(name for name in found.keys() - wanted.keys() if not name.startswith(head))
-    other = sorted(name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape)
-    if absent or foreign or other:
+    body = {name: value for name, value in found.items() if name in wanted or not name.startswith(head)}
+    if unlike := differences(shapes(wanted), shapes(body)):
         raise UserError(
-            f"{path} does not hold a '{settings.name}' with the arguments of encoder.trunk: {len(absent)} weights "
-            f"are not there, {len(foreign)} are more, {len(other)} have another shape (first: "
-            f"{(absent + foreign + other)[0]}). Name the model that the file is of in encoder.trunk."
+            f"{path} does not hold a '{settings.name}' with the arguments of encoder.trunk; name the model that the "
+            f"file is of there:\n{unlike}"
         )
     return {name: found[name] for name in wanted}
 

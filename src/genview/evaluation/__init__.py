@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from genview.evaluation.detection import Detection
 from genview.evaluation.features import Features, Reading, extract, split, stratified
+from genview.evaluation.finetune import FineTune
 from genview.evaluation.judge import Judges, judge, name_of
 from genview.evaluation.knn import Knn, knn_accuracy
 from genview.evaluation.linear import Linear
+from genview.evaluation.outliers import Outliers
+from genview.evaluation.portrait import portray
+from genview.evaluation.probe import Probe
+from genview.evaluation.robustness import Robustness
+from genview.evaluation.semi import SemiSupervised
 from genview.evaluation.subject import Subject
+from genview.evaluation.transfer import Transfer
 
-Evaluation = Knn | Linear
+Evaluation = Knn | Linear | Probe | SemiSupervised | FineTune | Transfer | Detection | Robustness | Outliers
 
 __all__ = [
+    "Detection",
     "Evaluation",
     "Features",
+    "FineTune",
     "Judges",
     "Knn",
     "Linear",
+    "Outliers",
+    "Probe",
     "Reading",
+    "Robustness",
+    "SemiSupervised",
     "Subject",
+    "Transfer",
     "extract",
     "judge",
     "knn_accuracy",
     "name_of",
+    "portray",
     "split",
     "stratified",
 ]

@@ -52,7 +52,7 @@ def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Featu
     Raises:
         UserError: an image has no label, no image can be read, or the disk is full.
     """
-    labels = _labels(source)
+    labels = labels_of(source)
     modes = {part: part.training for part in backbone.modules()}
     backbone.eval()
     kept: Tensor | None = None
@@ -97,7 +97,12 @@ def room(count: int, width: int, most: int = MOST) -> Tensor:
         return torch.from_numpy(np.memmap(file, np.float16, "r+", shape=(count, width)))
 
 
-def _labels(source: ImageSource) -> Tensor:
+def labels_of(source: ImageSource) -> Tensor:
+    """Return the labels of all images, int64 N.
+
+    Raises:
+        UserError: an image has no label.
+    """
     labels = [source.label(i) for i in range(len(source))] if source.classes else []
     known = [label for label in labels if label is not None]
     if len(known) < len(source):
@@ -114,7 +119,7 @@ def split(source: ImageSource, share: float, seed: int) -> tuple[ImageSource, Im
     Raises:
         UserError: an image has no label.
     """
-    first, second = stratified(_labels(source), share, seed)
+    first, second = stratified(labels_of(source), share, seed)
     return Subset(source, first), Subset(source, second)
 
 

@@ -2,6 +2,7 @@
 
 from genview.experiment.cost import cost
 from genview.experiment.examine import Examination, examination_cost, examine, is_examination
+from genview.experiment.exporting import Wish, arguments, export_backbone
 from genview.experiment.fit import FitExperiment
 from genview.experiment.fit_choice import for_folder
 from genview.experiment.fit_lora import LoraExperiment
@@ -9,6 +10,7 @@ from genview.experiment.fit_verb import Fitting, fit_generator, planned
 from genview.experiment.grid import Grid, Study, is_study, load_study
 from genview.experiment.load import load, parse, read_yaml, to_yaml
 from genview.experiment.making import analyse_images, generate_views, take_views
+from genview.experiment.reporting import report_runs
 from genview.experiment.run import run_all
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
@@ -24,10 +26,13 @@ __all__ = [
     "LoraExperiment",
     "Stages",
     "Study",
+    "Wish",
     "analyse_images",
+    "arguments",
     "cost",
     "examination_cost",
     "examine",
+    "export_backbone",
     "fit_generator",
     "for_folder",
     "generate_views",
@@ -38,6 +43,7 @@ __all__ = [
     "parse",
     "planned",
     "read_yaml",
+    "report_runs",
     "run_all",
     "run_study",
     "study_cost",

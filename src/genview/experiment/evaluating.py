@@ -12,7 +12,7 @@ import torch
 
 from genview.encoders import Backbone
 from genview.encoders.backbone import load as load_backbone
-from genview.evaluation import Linear, Reading, Subject, extract, judge, knn_accuracy, name_of
+from genview.evaluation import Linear, Reading, Subject, extract, judge, knn_accuracy, name_of, portray
 from genview.experiment.schema import Experiment
 from genview.images import ImageSource, Subset
 from genview.store import Evaluated, RunFolder, want_results
@@ -58,6 +58,8 @@ def _judge(stages: Stages, name: str, weights: Path, tell: Tell) -> list[Evaluat
 
     reading = replace(_reading(stages), workers=experiment.training.workers, tell=tell)
     subject = Subject(load, roles.labelled, roles.test, reading, experiment.seed, folder)
+    if name == "last" and experiment.evaluation:
+        portray(subject, stages.run.evaluation)  # first, so that its features are there for the evaluations
     return judge(subject, experiment.evaluation, folder, name, tell)
 
 

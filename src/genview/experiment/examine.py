@@ -15,7 +15,7 @@ from pydantic import Field
 from genview.encoders import Backbone
 from genview.encoders.given import GivenBackbone
 from genview.errors import UserError
-from genview.evaluation import Evaluation, Knn, Linear, Reading, Subject, judge, name_of
+from genview.evaluation import Evaluation, Knn, Linear, Reading, Subject, judge, name_of, portray
 from genview.experiment.load import dump, read_yaml, to_yaml
 from genview.experiment.roles import Roles, built, roles_of
 from genview.images import ImageSettings
@@ -92,6 +92,7 @@ def examine(examination: Examination, out: Path, tell: Tell) -> RunFolder:
     want_results(run.evaluation, [name_of(evaluation) for evaluation in examination.evaluation])
     reading = Reading(examination.size, examination.batch, examination.workers, examination.on, tell, run.quarantine)
     subject = Subject(examination.load, roles.labelled, roles.test, reading, examination.seed, folder)
+    portray(subject, run.evaluation)
     judge(subject, examination.evaluation, folder, "given", tell)
     return run
 

@@ -68,7 +68,7 @@ def parse(kind: type[T], content: dict[str, Any], where: str, what: str = "an ex
     try:
         return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
-        faults = "\n".join(f"  {_fault(kind, dict(fault))}" for fault in error.errors())
+        faults = "\n".join(f"  {_fault(kind, fault)}" for fault in _meant([dict(fault) for fault in error.errors()]))
         raise UserError(f"{where} does not describe {what}:\n{faults}") from None
 
 
@@ -81,6 +81,12 @@ def dump(value: object) -> dict[str, Any]:
 def to_yaml(value: object) -> str:
     """Return the resolved experiment as YAML text."""
     return yaml.safe_dump(dump(value), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _meant(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out what is wrong with the alternatives that another `kind` was given for, where anything else is."""
+    others = [f["loc"][:-1] for f in faults if f["type"] == "literal_error" and f["loc"][-1] == "kind"]
+    return [f for f in faults if not any(f["loc"][: len(other)] == other for other in others)] or faults
 
 
 def _fault(kind: type, fault: dict[str, Any]) -> str:

@@ -122,7 +122,7 @@ class Stages:
 
     def report(self, tell: Tell) -> None:
         """Write the page."""
-        write_page(self.run, self.sources.train)
+        write_page(self.run, self.sources.train, tell)
         tell("report", 1, 1, "")
 
     def plain(self) -> Stages:

@@ -13,7 +13,7 @@ from genview.foreground.analyse import (
 )
 from genview.foreground.direction import Direction, ScoreHistogram, TokenMoments, principal_direction
 from genview.foreground.masks import foreground_ratio, soft_mask
-from genview.foreground.sign import CentrePrior
+from genview.foreground.sign import CentrePrior, central
 
 __all__ = [
     "AnalyseSettings",
@@ -26,6 +26,7 @@ __all__ = [
     "analyse",
     "analyse_part",
     "begin_analysis",
+    "central",
     "fit_direction",
     "foreground_ratio",
     "keep_examples",

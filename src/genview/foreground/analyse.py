@@ -84,7 +84,10 @@ class Analysis:
         return Direction.load(self.folder / "direction.safetensors")
 
     def rows(self, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Columns key, ratio and embedding (or those named) of every image that could be read."""
+        """Columns key, ratio, embedding and map (or those named) of every image that could be read.
+
+        A map is what its scores are above the threshold, row by row of the grid that the summary names.
+        """
         return read_table(sorted(self.folder.glob("part-*.parquet")), columns)
 
 
@@ -126,9 +129,9 @@ class Looking:
 def analyse(looking: Looking, folder: Path, *, seed: int, identity: Mapping[str, object]) -> Analysis:
     """Fit the direction and measure every image, continuing with the parts that are missing.
 
-    Writes `direction.safetensors`, `summary.json`, `part-NNNNN.parquet` (key, ratio, embedding in half precision)
-    and `examples.npz` for the page. No token is written; memory does not depend on the number of images. The same
-    in pieces, for launchers: `begin_analysis`, `analyse_part` for each of `parts_of`, `keep_examples`.
+    Writes `direction.safetensors`, `summary.json`, `part-NNNNN.parquet` (key, ratio; embedding and map in half
+    precision) and `examples.npz` for the page. No token is written; memory does not depend on the number of images.
+    The same in pieces, for launchers: `begin_analysis`, `analyse_part` for each of `parts_of`, `keep_examples`.
 
     Raises:
         UserError: the folder holds the analysis of other settings, seed or `identity`, or no image can be read.
@@ -174,22 +177,25 @@ def analyse_part(looking: Looking, analysis: Analysis, number: int) -> None:
     keys: list[str] = []
     ratios: list[Tensor] = []
     embeddings: list[Tensor] = []
+    maps: list[Tensor] = []
     for found, _, encoded in looking.encode("analyse", indices, of=total):
         keys += [looking.source.key(i) for i in found]
         ratios.append(foreground_ratio(encoded.tokens, direction, threshold).cpu())
         embeddings.append(encoded.embedding.half().cpu())
+        maps.append((direction.scores(encoded.tokens) - threshold).half().cpu())
     # A part in which no image could be read has no rows; that it is there says that it is done.
     names: Column = keys or np.array([], dtype=str)
     ratio = torch.cat(ratios).numpy() if keys else np.array([], dtype=np.float32)
-    embedding = torch.cat(embeddings).numpy() if keys else _no_embedding(looking)
-    write_table(part_of(analysis.folder, number), {"key": names, "ratio": ratio, "embedding": embedding})
+    embedding, map_ = (torch.cat(embeddings), torch.cat(maps)) if keys else _of_nothing(looking)
+    columns = {"key": names, "ratio": ratio, "embedding": embedding.numpy(), "map": map_.numpy()}
+    write_table(part_of(analysis.folder, number), columns)
 
 
-def _no_embedding(looking: Looking) -> np.ndarray:
-    """An array of 0×E, for a part without images."""
+def _of_nothing(looking: Looking) -> tuple[Tensor, Tensor]:
+    """Embeddings 0×E and maps 0×N, for a part without images."""
     size = looking.encoder.size
-    blank = torch.zeros(1, 3, size, size, device=looking.device)
-    return looking.encoder.encode(blank).embedding.half().cpu().numpy()[:0]
+    encoded = looking.encoder.encode(torch.zeros(1, 3, size, size, device=looking.device))
+    return encoded.embedding[:0].half().cpu(), encoded.tokens[:0, :, 0].half().cpu()
 
 
 def keep_examples(looking: Looking, analysis: Analysis) -> None:

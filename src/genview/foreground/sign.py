@@ -20,7 +20,7 @@ class CentrePrior:
     """
 
     def __init__(self, grid: tuple[int, int]) -> None:
-        self.centre = _central(grid)
+        self.centre = central(grid)
         self.count, self.sum, self.squares = 0, 0.0, 0.0
 
     def add(self, scores: Tensor) -> None:
@@ -42,7 +42,7 @@ class CentrePrior:
         return (1 if mean >= 0 else -1), mean / (variance / self.count) ** 0.5
 
 
-def _central(grid: tuple[int, int]) -> Tensor:
+def central(grid: tuple[int, int]) -> Tensor:
     """Mask N of the tokens in the middle half of both axes."""
     rows, columns = (((torch.arange(side) + 0.5) / side - 0.5).abs() < 0.25 + 1e-6 for side in grid)
     return (rows[:, None] & columns[None, :]).flatten()

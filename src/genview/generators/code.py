@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genview.encoders.token_encoder import TokenEncoder
-from genview.foreground import TokenMoments
+from genview.foreground import TokenMoments, central
 
 RIDGE = 1e-5
 
@@ -22,7 +22,8 @@ def fit_code(encoder: TokenEncoder, windows: Iterable[Tensor]) -> None:
     pixels when they are drawn from these numbers linearly: reduced-rank regression (Izenman, 1975). With the
     regression y ≈ W f of pixels on features, and V the first D eigenvectors of cov(W f), it is
     Λ^(−1/2) Vᵀ W (f − mean). The gist is the first principal components of the deep features, each scaled to unit
-    variance.
+    variance, the first of all last. That one tells foreground from background (GenView, section 3.2), and is turned
+    so that the middle of images has more of it than their border: see `CentrePrior`.
 
     Args:
         encoder: a trunk that is trained; in eval mode.
@@ -31,14 +32,26 @@ def fit_code(encoder: TokenEncoder, windows: Iterable[Tensor]) -> None:
     width = encoder.detail.in_channels
     fine = TokenMoments(width + encoder.sketch.out_channels)
     deep = TokenMoments(encoder.gist.in_channels)
+    inwards = torch.zeros(encoder.gist.in_channels, dtype=torch.float64)
     for images in windows:
         seen = encoder.features(images)
         fine.add(torch.cat([seen.fine, fold(images, encoder.stride)], dim=1).movedim(1, -1))
         deep.add(seen.deep.movedim(1, -1))
+        inwards += _inwards(seen.deep)
     _set_detail(encoder, fine.scatter / fine.count, fine.mean)
     values, vectors = torch.linalg.eigh(deep.scatter / deep.count)
     kept = slice(-encoder.gist.out_channels, None)
+    vectors[:, -1] *= -1 if vectors[:, -1] @ inwards < 0 else 1
     _set(encoder.gist, vectors[:, kept].T / values[kept].clamp(min=1e-12).sqrt()[:, None], deep.mean)
+
+
+def _inwards(deep: Tensor) -> Tensor:
+    """Features B×D×h×w of the middle of images less those of their border, summed over the images: D, float64."""
+    inside = central((deep.shape[2], deep.shape[3])).view(deep.shape[2:]).to(deep.device)
+    if bool(inside.all()):  # too few places to have a border
+        return torch.zeros(deep.shape[1], dtype=torch.float64)
+    found = deep.double()
+    return (found[:, :, inside].mean(dim=2) - found[:, :, ~inside].mean(dim=2)).sum(dim=0).cpu()
 
 
 def _set_detail(encoder: TokenEncoder, covariance: Tensor, mean: Tensor) -> None:

@@ -10,13 +10,17 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from genview.encoders.token_encoder import FrozenTokenEncoder, weights_folder
+from genview.encoders.token_encoder import Code, FrozenTokenEncoder, weights_folder
 from genview.errors import UserError
 from genview.generators.generator import Text
 from genview.generators.sampler import Course, Step, check_levels, denoise, finished, noise_for
 from genview.generators.student import Student
 from genview.generators.token_diffusion import NOTHING_KNOWN, NoisedCode, load_layout, noised, read_sampling
+
+FOREGROUND = 0.25
+"""Of a standard normal variable, 0.4 lies above it."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,9 @@ class EmbeddedSettings:
     """`weights` names a model inside the package or the --out folder of `genview fit-generator`.
 
     `size` is the side of the views, a multiple of 8 pixels; the network is convolutional and was trained on
-    windows of 32. The detail of the code gets `pace` times the level of its gist. `steps` are those that the weights
-    were made for where None. With a guidance of 1 the network runs once a step, otherwise twice.
+    windows of 32. The detail of the code gets `pace` times the level of its gist, less of it where the foreground is
+    and more elsewhere, as far as `spare` says (0: the same everywhere). `steps` are those that the weights were made
+    for where None. With a guidance of 1 the network runs once a step, otherwise twice.
     """
 
     kind: Literal["embedded"] = "embedded"
@@ -33,7 +38,8 @@ class EmbeddedSettings:
     size: int = 32
     steps: int | None = None
     guidance: float = 1.0
-    pace: float = 1.5
+    pace: float = 2.0
+    spare: float = 1.5
     batch: int = 64
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -101,7 +107,7 @@ class Embedded:
         """Make one view a row; see `Generator.sample`."""
         if texts is not None:
             raise UserError("The embedded generator reads no text: take prompts out of the file of conditions.")
-        known = code_with_noise(self.encoder, condition, level, seeds, self.settings.pace, self._noising)
+        known = code_with_noise(self.encoder, condition, level, seeds, self.settings, self._noising)
         known, level = NoisedCode(*(part.to(self._device) for part in known)), level.to(self._device)
         latents = noise_for(seeds, (3, self.size, self.size), "latent").to(self._device)
         unknown = NoisedCode(*(torch.zeros_like(part) for part in known))
@@ -131,16 +137,21 @@ class Embedded:
 
 
 def code_with_noise(
-    encoder: FrozenTokenEncoder, condition: Tensor, level: Tensor, seeds: Sequence[int], pace: float, noising: Any
+    encoder: FrozenTokenEncoder,
+    condition: Tensor,
+    level: Tensor,
+    seeds: Sequence[int],
+    settings: EmbeddedSettings,
+    noising: Any,
 ) -> NoisedCode:
-    """Noise the gist by its level and the detail by `pace` times it; on the CPU, so that it is the same anywhere.
+    """Noise the gist by its level and the detail by `detail_levels`; on the CPU, so that it is the same anywhere.
 
     Args:
         encoder: knows the shape of the code.
         condition: its embeddings, B×E.
         level: B whole numbers.
         seeds: one a row.
-        pace: the detail's level is so many times the gist's, and at most the highest there is.
+        settings: its `pace` and `spare` count.
         noising: scheduler of the noise.
 
     Raises:
@@ -150,5 +161,18 @@ def code_with_noise(
     check_levels(level, abar)
     code = encoder.code(condition.float().cpu())
     noise = encoder.code(noise_for(seeds, (condition.shape[1],), "embedding"))
-    of_detail = (level * pace).round().long().clamp(max=len(abar) - 1)
-    return noised(code, level, of_detail.view(-1, 1, 1, 1), noise, abar)
+    of_detail = detail_levels(code, level, settings.pace, settings.spare)
+    return noised(code, level, of_detail.round().long().clamp(0, len(abar) - 1), noise, abar)
+
+
+def detail_levels(code: Code, level: Tensor, pace: float, spare: float) -> Tensor:
+    """Levels of the detail, B×1×h×w, float32: `pace` times those of the gist, less of it where the foreground is.
+
+    The last channel g of the gist tells foreground from background (see `fit_code`); a place belongs to the
+    foreground by m = σ(2 (g − 0.25)), as 0.4 of all places have a g above 0.25: the paper's share. With m̄ the mean
+    over an image, its level is pace · level · (1 + 2 spare (m̄ − m)): an image that is the same everywhere gets the
+    same noise everywhere, and all images of a level get as much on average.
+    """
+    member = torch.sigmoid(2 * (code.gist[:, -1:] - FOREGROUND))
+    member = F.interpolate(member, code.detail.shape[2:], mode="bilinear")
+    return pace * level.view(-1, 1, 1, 1) * (1 + 2 * spare * (member.mean(dim=(2, 3), keepdim=True) - member))

@@ -1,26 +1,64 @@
-"""CIFAR-10 and CIFAR-100 by name, through torchvision."""
+"""Sets of images by name, through torchvision, with the splits that are usual for them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import torch
 from PIL import Image
 
 from genview.errors import UserError
-from genview.images.combine import limited
-from genview.images.source import ImageSource, Tell, silent
+from genview.images.combine import Subset, limited
+from genview.images.decode import ImageFile
+from genview.images.source import ImageSource, Tell, UnreadableImage, silent
+from genview.seeds import seed_of
+
+SetName = Literal[
+    "CIFAR10",
+    "CIFAR100",
+    "Food101",
+    "Flowers102",
+    "OxfordIIITPet",
+    "DTD",
+    "FGVCAircraft",
+    "Caltech101",
+    "SUN397",
+]
+Part = Literal["train", "val", "test"]
+
+PARTS: dict[SetName, dict[Part, dict[str, Any]]] = {
+    "CIFAR10": {"train": {"train": True}, "test": {"train": False}},
+    "CIFAR100": {"train": {"train": True}, "test": {"train": False}},
+    "Food101": {"train": {"split": "train"}, "test": {"split": "test"}},
+    "Flowers102": {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}},
+    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
+    "DTD": {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}},
+    "FGVCAircraft": {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}},
+    "Caltech101": {"train": {}, "test": {}},
+    "SUN397": {"train": {}, "test": {}},
+}
+"""What torchvision calls the parts of a set; the last two it gives as a whole."""
+DRAWN: dict[str, tuple[int, int | None]] = {"Caltech101": (30, None), "SUN397": (50, 50)}
+"""Training and test images of each class (None: all others) of a set that is split here."""
 
 
 @dataclass(frozen=True)
 class TorchvisionImages:
-    """A set of torchvision's below `root`; with `download` it is fetched when it is not there."""
+    """A set of torchvision's below `root`; with `download` it is fetched when it is not there.
+
+    Caltech101 and SUN397 have no split in torchvision's files. Each class is shuffled once and for all: 30 images of
+    Caltech's are for training and the others for testing, 50 and 50 of SUN's. DTD's split is its first of ten, and
+    the classes of FGVCAircraft are the variants.
+    """
 
     root: str
     kind: Literal["torchvision"] = "torchvision"
-    name: Literal["CIFAR10", "CIFAR100"] = "CIFAR10"
-    part: Literal["train", "test"] = "train"
+    name: SetName = "CIFAR10"
+    part: Part = "train"
     download: bool = False
     limit: int | None = None
 
@@ -28,28 +66,38 @@ class TorchvisionImages:
         """Read the set.
 
         Raises:
-            UserError: its files are not there and could not be fetched.
+            UserError: its files are not there and could not be fetched, or it has no such part.
         """
-        return limited(TorchvisionSet(self), self.limit)
+        if self.part not in PARTS[self.name]:
+            raise UserError(f"{self.name} has no part '{self.part}', only {', '.join(PARTS[self.name])}.")
+        found = _opened(self)
+        source: ImageSource = (
+            TorchvisionSet(found, self.part) if hasattr(found, "data") else TorchvisionFiles(found, Path(self.root))
+        )
+        if self.name in DRAWN:
+            source = Subset(source, drawn(source, *DRAWN[self.name])[self.part == "test"])
+        return limited(source, self.limit)
+
+
+def _opened(settings: TorchvisionImages) -> Any:
+    from torchvision import datasets
+
+    options = PARTS[settings.name][settings.part]
+    try:
+        return getattr(datasets, settings.name)(Path(settings.root), download=settings.download, **options)
+    except (RuntimeError, OSError, ValueError) as error:
+        fetch = "It could not be fetched" if settings.download else "Set its `download` to true to fetch it"
+        raise UserError(
+            f"{settings.name} is not below {settings.root} ({error}). {fetch}, or put torchvision's files there."
+        ) from error
 
 
 class TorchvisionSet:
-    """Images of the set in its own order; keys are part and number."""
+    """Images of a set that torchvision holds in memory, in its own order; keys are part and number."""
 
-    def __init__(self, settings: TorchvisionImages) -> None:
-        from torchvision import datasets
-
-        self._part = settings.part
-        try:
-            self._set = getattr(datasets, settings.name)(
-                Path(settings.root), train=settings.part == "train", download=settings.download
-            )
-        except (RuntimeError, OSError) as error:
-            fetch = "It could not be fetched" if settings.download else "Fetch it with images.download=true"
-            raise UserError(
-                f"{settings.name} is not below {settings.root} ({error}). {fetch}, or put torchvision's files there."
-            ) from error
-        self.classes: tuple[str, ...] = tuple(self._set.classes)
+    def __init__(self, found: Any, part: Part) -> None:
+        self._set, self._part = found, part
+        self.classes: tuple[str, ...] = tuple(found.classes)
 
     def __len__(self) -> int:
         return len(self._set)
@@ -65,3 +113,62 @@ class TorchvisionSet:
     def label(self, i: int) -> int | None:
         """As the set gives it."""
         return int(self._set.targets[i])
+
+
+class TorchvisionFiles:
+    """Images of a set that torchvision knows as files, in the order of their paths, which are their keys."""
+
+    def __init__(self, found: Any, root: Path) -> None:
+        self._root = root
+        rows = sorted(zip((path.relative_to(root).as_posix() for path in _paths(found)), _labels(found), strict=True))
+        self._keys, self._own_labels = [key for key, _ in rows], [label for _, label in rows]
+        self.classes: tuple[str, ...] = tuple(found.categories if hasattr(found, "categories") else found.classes)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, i: int) -> str:
+        """Path below the root."""
+        return self._keys[i]
+
+    def image(self, i: int) -> Image.Image:
+        """Read and decode."""
+        return self.opened(i).image()
+
+    def opened(self, i: int) -> ImageFile:
+        """Read, not yet decode."""
+        try:
+            return ImageFile((self._root / self._keys[i]).read_bytes())
+        except OSError as error:
+            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+
+    def label(self, i: int) -> int | None:
+        """As the set gives it."""
+        return self._own_labels[i]
+
+
+def _paths(found: Any) -> list[Path]:
+    """Where the images of a set lie; torchvision has no public name for it."""
+    if hasattr(found, "categories"):  # Caltech101 counts the images of each class
+        folder = Path(found.root) / "101_ObjectCategories"
+        return [
+            folder / found.categories[y] / f"image_{n:04d}.jpg" for y, n in zip(found.y, found.index, strict=True)
+        ]
+    return [Path(path) for path in (found._images if hasattr(found, "_images") else found._image_files)]
+
+
+def _labels(found: Any) -> list[int]:
+    return [int(y) for y in (found.y if hasattr(found, "categories") else found._labels)]
+
+
+def drawn(source: ImageSource, train: int, test: int | None) -> tuple[Sequence[int], Sequence[int]]:
+    """Draw `train` images of each class, and `test` others (None: all others); always the same ones, sorted."""
+    labels = np.array([source.label(i) for i in range(len(source))])
+    first, second = list[int](), list[int]()
+    for label in np.unique(labels):
+        chance = torch.Generator().manual_seed(seed_of(0, source.classes[label], 0, "split of a set"))
+        own = np.flatnonzero(labels == label)
+        own = own[torch.randperm(len(own), generator=chance).numpy()]
+        first += own[:train].tolist()
+        second += own[train : None if test is None else train + test].tolist()
+    return sorted(first), sorted(second)

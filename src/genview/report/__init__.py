@@ -1,5 +1,6 @@
 """The page that shows what happened in a run: reads run folders and draws; never trains."""
 
+from genview.report.beside import Compared, write_comparison
 from genview.report.collect import Result, results
 from genview.report.comparison import Design, Entry, Row
 from genview.report.fitting import write_fit_page
@@ -8,6 +9,7 @@ from genview.report.study import write_study, write_tables
 from genview.report.watch import Curve, watched
 
 __all__ = [
+    "Compared",
     "Curve",
     "Design",
     "Entry",
@@ -15,6 +17,7 @@ __all__ = [
     "Row",
     "results",
     "watched",
+    "write_comparison",
     "write_fit_page",
     "write_page",
     "write_study",

@@ -28,8 +28,8 @@ def quality_by_level(material: Material) -> Section:
         "the number below is that of the pairs. Under 'none' both views come from the original. Where a higher level "
         "loses the subject, foreground similarity falls and so should the weight."
     )
-    seen = material.quality
-    if seen is None or not len(seen["weight"]):
+    seen = material.weighed
+    if seen is None:
         body = missing("pretrain", " when the experiment has <code>quality</code>")
         return Section("quality", title, reading, body)
     groups = grouped(seen)

@@ -109,8 +109,8 @@ class Material:
 
     `views`: columns key, level, shard, offset, length, score, diversity of the made views of at most `MOST_PARTS`
     parts; `ratios` too. `generated` counts made views, `left_out` the others.
-    `maps` and `pairs`: the arrays of analysis/examples.npz and pairs/examples.npz; `quality`: level, weight,
-    foreground, background, loss and step of the latest pairs.
+    `maps`: the arrays of analysis/examples.npz; `pictured` and `latest`: the tables that training keeps of pairs;
+    `portrait` and `predictions`: those that evaluation keeps of test images.
     """
 
     run: RunFolder
@@ -120,8 +120,10 @@ class Material:
     ratios: np.ndarray | None
     maps: Columns | None
     views: Columns | None
-    pairs: Columns | None
-    quality: Columns | None
+    pictured: Columns | None
+    latest: Columns | None
+    portrait: Columns | None
+    predictions: Columns | None
     analysed: int
     generated: int
     left_out: LeftOut
@@ -132,6 +134,11 @@ class Material:
     def results(self) -> list[Result]:
         """Final scores beside the baseline's."""
         return results(self.run)
+
+    @property
+    def weighed(self) -> Columns | None:
+        """The latest pairs where their quality was measured."""
+        return self.latest if self.latest is not None and np.isfinite(self.latest["foreground"]).any() else None
 
     @property
     def treatment(self) -> str:
@@ -158,8 +165,10 @@ def collect(run: RunFolder) -> Material:
         ratios=None if ratios is None else ratios["ratio"].astype(np.float64),
         maps=arrays(run.analysis / "examples.npz"),
         views=None if views is None else _made(views),
-        pairs=arrays(run.pairs / "examples.npz"),
-        quality=columns(run.pairs / "quality.parquet"),
+        pictured=columns(run.pairs / "pictured.parquet"),
+        latest=columns(run.pairs / "latest.parquet"),
+        portrait=columns(run.evaluation / "portrait.parquet"),
+        predictions=columns(run.evaluation / "predictions.parquet"),
         analysed=rows(run.analysis),
         generated=counts["made"],
         left_out=_left_out(run.views, counts, views),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,23 +18,49 @@ if TYPE_CHECKING:
 
 INK, RULE, VIEWS, PLAIN, CARD = "#000001", "#000002", "#000003", "#000004", "#000005"
 """Stand-ins that `_svg` turns into the page's colours."""
+RUNS = 7
+"""How many colours tell runs apart, before lines are dashed to tell more apart."""
+DASHES = {"solid": "solid", "dashed": (0, (4, 2.5)), "dotted": (0, (1, 1.6))}
 PAGE_COLOURS = {
     INK: "var(--soft)",
     RULE: "var(--line)",
     VIEWS: "var(--views)",
     PLAIN: "var(--plain)",
     CARD: "var(--card)",
+    **{f"#0001{number:02d}": f"var(--run-{number})" for number in range(RUNS)},
 }
 BINS = 24
 
 
 def curves(own: Series, plain: Series, name: str, description: str, *, percent: bool = False) -> str:
     """Draw a measure over the steps, the baseline dashed; `percent` shows [0, 1] as 0…100 and starts at 0."""
+    return _lines([(plain, PLAIN, "dashed"), (own, VIEWS, "solid")], name, description, percent)
+
+
+def overlaid(lines: Sequence[Series], name: str, description: str, *, percent: bool = False) -> str:
+    """Draw a measure of several runs over the steps, in the colours and dashes of `run_colour` and `dash`."""
+    drawn = [(line, f"#0001{place % RUNS:02d}", dash(place)) for place, line in enumerate(lines)]
+    return _lines(drawn, name, description, percent)
+
+
+def run_colour(place: int) -> str:
+    """Return the colour of run number `place` as CSS."""
+    return f"var(--run-{place % RUNS})"
+
+
+def dash(place: int) -> str:
+    """Return how the line of run number `place` is drawn, in the words of CSS."""
+    return [*DASHES][place // RUNS % len(DASHES)]
+
+
+def _lines(lines: Sequence[tuple[Series, str, str]], name: str, description: str, percent: bool) -> str:
     figure, axes = _canvas()
     scale = 100.0 if percent else 1.0
-    for line, colour, dash in ((plain, PLAIN, (0, (4, 2.5))), (own, VIEWS, "solid")):
+    for line, colour, dashes in lines:
         marker = "o" if len(line.steps) <= 30 else None
-        axes.plot(line.steps, scale * line.values, color=colour, linestyle=dash, marker=marker, markersize=3)
+        axes.plot(
+            line.steps, scale * line.values, color=colour, linestyle=DASHES[dashes], marker=marker, markersize=3
+        )
     axes.set_xlabel("step")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if percent:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from genview.report import figures
 from genview.report.collect import Columns, arrays, quarantined, series, spread
-from genview.report.page import framed
+from genview.report.page import write_framed
 from genview.report.section import Section, chart, missing
 from genview.report.sections import quarantine_of
 from genview.report.words import span
@@ -28,8 +28,8 @@ NAMES = {
 }
 
 
-def write_fit_page(run: RunFolder) -> Path:
-    """Write `run.page` from what a generator's training has left, finished or not, and return its path.
+def write_fit_page(run: RunFolder, out: Path | None = None) -> Path:
+    """Write a page from what a generator's training has left, finished or not, to `out`, `run.page` where None.
 
     Raises:
         UserError: a file of the run is damaged, or the disk is full.
@@ -42,7 +42,7 @@ def write_fit_page(run: RunFolder) -> Path:
         quarantine_of(quarantined(run)),
         settings(run),
     ]
-    return framed(run, _lead(run, measures), _facts(run, measures), sections)
+    return write_framed(run, _lead(run, measures), _facts(run, measures), sections, out)
 
 
 def _lead(run: RunFolder, measures: list[Measure]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from genview.images.decode import decode
-from genview.images.source import ImageSource, UnreadableImage
+from genview.images.source import ImageSource, Tell, UnreadableImage, silent
+from genview.images.thumbnail import thumbnail
 from genview.report.collect import Columns, Material, spread
 from genview.report.words import level_name
 from genview.store import read_at
@@ -26,13 +26,10 @@ BACKGROUND, FOREGROUND = np.array([0.0, 114.0, 178.0]), np.array([230.0, 159.0, 
 """Blue and orange that colour-blind readers tell apart (Okabe and Ito)."""
 
 
-def data_uri(image: Image.Image) -> str:
-    """Return the centre square of an image, at most `SIDE` pixels wide, as a data URI."""
-    side = min(SIDE, *image.size)
-    small = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
-    buffer, kind = io.BytesIO(), "png" if side <= 48 else "jpeg"
-    small.save(buffer, kind, quality=85, subsampling=0, optimize=True)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def data_uri(file: bytes) -> str:
+    """Return the address of a small image, a PNG or JPEG file, that lies in the page itself."""
+    kind = "png" if file.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
 
 
 def picture(image: Image.Image | np.ndarray | None, alt: str) -> str:
@@ -41,7 +38,7 @@ def picture(image: Image.Image | np.ndarray | None, alt: str) -> str:
         return f'<div class="gone">{html.escape(alt)}: not at hand</div>'
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     small = ' class="small"' if min(image.size) < 64 else ""
-    return f'<img{small} src="{data_uri(image)}" alt="{html.escape(alt)}" loading="lazy">'
+    return f'<img{small} src="{data_uri(thumbnail(image, SIDE))}" alt="{html.escape(alt)}" loading="lazy">'
 
 
 def tile(pictures: Iterable[str], caption: str, key: str) -> str:
@@ -53,7 +50,7 @@ def tile(pictures: Iterable[str], caption: str, key: str) -> str:
     )
 
 
-def by_level(material: Material, source: ImageSource | None) -> Iterator[str]:
+def by_level(material: Material, source: ImageSource | None, tell: Tell = silent) -> Iterator[str]:
     """Yield a row of tiles for each of at most `MOST_LEVELS` levels, lowest first; needs `material.views`."""
     views = material.views
     assert views is not None
@@ -64,7 +61,7 @@ def by_level(material: Material, source: ImageSource | None) -> Iterator[str]:
     chosen = {level: _choose(views, level, known, source is None) for level in spread(levels, MOST_LEVELS)}
     if source is not None:
         wanted = {str(views["key"][row]) for rows in chosen.values() for row, _ in rows}
-        known = known | _find(source, wanted)
+        known = known | find(source, wanted, tell)
     for level, rows in chosen.items():
         tiles = "".join(_view_tile(material, row, place, known) for row, place in rows)
         yield f'<div class="level">{_level_head(views, level)}<div class="tiles">{tiles}</div></div>'
@@ -107,8 +104,11 @@ def _known(maps: Columns | None) -> dict[str, Image.Image]:
     return {str(key): Image.fromarray(image) for key, image in zip(maps["keys"], maps["images"], strict=True)}
 
 
-def _find(source: ImageSource, wanted: set[str]) -> dict[str, Image.Image]:
-    """Look the wanted keys up in a source, in one pass over its keys; unreadable images are left out."""
+def find(source: ImageSource, wanted: set[str], tell: Tell = silent) -> dict[str, Image.Image]:
+    """Look the wanted keys up in a source, in one pass over its keys; return centre squares, at most `SIDE` wide.
+
+    Unreadable images are left out.
+    """
     found: dict[str, Image.Image] = {}
     left = set(wanted)
     for i in range(len(source)):
@@ -117,10 +117,16 @@ def _find(source: ImageSource, wanted: set[str]) -> dict[str, Image.Image]:
         if (key := source.key(i)) in left:
             left.remove(key)
             try:
-                found[key] = source.image(i)
+                found[key] = _centre(source.image(i))
             except UnreadableImage:
                 continue
+            tell("pictures", len(wanted) - len(left), len(wanted), "")
     return found
+
+
+def _centre(image: Image.Image) -> Image.Image:
+    side = min(SIDE, *image.size)
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
 def _level_head(views: Columns, level: int) -> str:
@@ -150,11 +156,11 @@ def _view_tile(material: Material, row: int, place: str, known: dict[str, Image.
 def foreground(maps: Columns) -> str:
     """Return tiles of image, heat map and mask, from the least foreground to the most."""
     scores = np.nan_to_num(maps["maps"].astype(np.float64))
-    scale = max(float(np.percentile(np.abs(scores), 98)), 1e-9)
+    scale = scale_of(scores)
     tiles = []
     for i in spread(np.argsort(maps["ratio"], kind="stable").tolist(), MAPS):
         key, ratio = str(maps["keys"][i]), float(maps["ratio"][i])
-        image = np.asarray(_enlarged(Image.fromarray(maps["images"][i]), smooth=len(maps["images"][i]) >= 64))
+        image = _full(maps["images"][i])
         pictures = (
             picture(image, f"Image {key}"),
             picture(heat(image, scores[i] / scale), f"Foreground score of {key} over the image"),
@@ -164,8 +170,14 @@ def foreground(maps: Columns) -> str:
     return f'<div class="tiles wide">{"".join(tiles)}</div>'
 
 
+def scale_of(scores: np.ndarray) -> float:
+    """Return what scores are divided by before they are laid over images: nearly all are then within [−1, 1]."""
+    return max(float(np.percentile(np.abs(scores), 98)), 1e-9) if scores.size else 1.0
+
+
 def heat(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Lay scores h×w in [−1, 1] over a grey copy of an image uint8 S×S×3: blue below 0, orange above."""
+    image = _full(image)
     fine = np.asarray(_enlarged(Image.fromarray(np.clip(scores, -1, 1).astype(np.float32)), smooth=True))[..., None]
     opacity = 0.85 * np.abs(fine) ** 0.7
     colour = np.where(fine > 0, FOREGROUND, BACKGROUND)
@@ -181,6 +193,11 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     edge = fine & ~np.logical_and.reduce(shifted)
     cut = np.where(fine[..., None], image, 0.3 * _grey(image))
     return np.asarray(np.where(edge[..., None], FOREGROUND, cut)).round().astype(np.uint8)
+
+
+def _full(image: np.ndarray) -> np.ndarray:
+    """Return a square image at `SIDE` pixels; the pixels of a tiny one stay sharp."""
+    return image if len(image) == SIDE else np.asarray(_enlarged(Image.fromarray(image), smooth=len(image) >= 64))
 
 
 def _enlarged(image: Image.Image, *, smooth: bool) -> Image.Image:
@@ -202,9 +219,13 @@ def weighted(pairs: Columns, rows: list[int]) -> str:
     """Return tiles of both views of the given pairs, with weight, similarities and level."""
     tiles = []
     for i in rows:
-        key, level = str(pairs["keys"][i]), level_name(int(pairs["level"][i]))
+        key, level = str(pairs["key"][i]), level_name(int(pairs["level"][i]))
         weight, fg, bg = (float(pairs[name][i]) for name in ("weight", "foreground", "background"))
         caption = f"weight <b>{weight:.2f}</b> · {level}<br>s<sub>fg</sub> {fg:.2f} · s<sub>bg</sub> {bg:.2f}"
-        pictures = (picture(pairs[side][i], f"View {side} of {key}") for side in ("a", "b"))
+        pictures = (_shown(pairs[side][i], f"View {side} of {key}") for side in ("a", "b"))
         tiles.append(tile(pictures, caption, key))
     return f'<div class="tiles four">{"".join(tiles)}</div>'
+
+
+def _shown(file: bytes, alt: str) -> str:
+    return f'<img src="{data_uri(file)}" alt="{html.escape(alt)}" loading="lazy">'

@@ -1,4 +1,4 @@
-"""One HTML file that shows what happened in a run; it needs no network, no script and no other file."""
+"""One HTML file that shows what happened in a run; it needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -9,43 +9,47 @@ from pathlib import Path
 
 import numpy as np
 
-from genview.images.source import ImageSource
+from genview.images.source import ImageSource, Tell, silent
 from genview.report.collect import Material, collect
-from genview.report.look import FRAME, STYLE
+from genview.report.look import framed
 from genview.report.section import Section
 from genview.report.sections import sections_of
 from genview.report.words import outcome
 from genview.store import RunFolder, write_bytes
 
 
-def write_page(run: RunFolder, source: ImageSource | None = None) -> Path:
-    """Write `run.page` from whatever the run folder holds, finished or not, and return its path.
+def write_page(
+    run: RunFolder, source: ImageSource | None = None, tell: Tell = silent, out: Path | None = None
+) -> Path:
+    """Write a page from whatever the run folder holds, finished or not, to `out`, `run.page` where None; return it.
 
-    Originals are shown from `source` where it is given, else from the examples that the analysis kept.
+    Originals are shown from `source` where it is given, else from the examples that the analysis kept. `tell` is told
+    how many pictures are made.
 
     Raises:
         UserError: a file of the run is damaged, or the disk is full.
     """
     material = collect(run)
-    sections = sections_of(material, source)
+    sections = sections_of(material, source, tell)
     lead = html.escape(outcome(material.results, material.treatment))
-    return framed(run, lead, _facts(material), sections)
+    return write_framed(run, lead, _facts(material), sections, out)
 
 
-def framed(run: RunFolder, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> Path:
-    """Write `run.page` with these sections below a lead and some facts, both HTML; return its path.
+def write_framed(
+    run: RunFolder,
+    lead: str,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    out: Path | None = None,
+) -> Path:
+    """Write a page with these sections below a lead and some facts, both HTML, to `out`, `run.page` where None.
 
     Raises:
         UserError: the disk is full.
     """
-    page = FRAME.format(
-        title=html.escape(f"{_name(run)} · genview"),
-        style=STYLE,
-        header=_header(run, lead, facts, sections),
-        sections="\n".join(section.drawn() for section in sections),
-    )
-    write_bytes(run.page, page.encode("utf-8", "replace"))
-    return run.page
+    page = framed(f"{_name(run)} · genview", _header(run, lead, facts, sections), sections)
+    write_bytes(out or run.page, page.encode("utf-8", "replace"))
+    return out or run.page
 
 
 def _name(run: RunFolder) -> str:

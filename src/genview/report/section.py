@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: its anchor, title, one line on how to read it, and its body; all of them HTML."""
+    """A part of the page: its anchor, title, one line on how to read it, and its body; all of them HTML.
+
+    `script` names the file in `assets` that makes it move, "" where nothing does.
+    """
 
     anchor: str
     title: str
     reading: str
     body: str
+    script: str = ""
 
     def drawn(self) -> str:
         """Return the section as HTML."""

@@ -6,24 +6,30 @@ import html
 
 import numpy as np
 
-from genview.images.source import ImageSource
+from genview.images.source import ImageSource, Tell, silent
 from genview.report import figures, gallery
+from genview.report.browser import browser
 from genview.report.by_level import quality_by_level
 from genview.report.collect import Material, Result, series
+from genview.report.confusion import confusion
+from genview.report.pairs import gather
 from genview.report.section import Section, chart, missing
+from genview.report.space import space
 from genview.report.words import flat, label, left_out, level_name, percent, points
 
 MOST_QUARANTINED = 50
 MOST_BARS = 10
 
 
-def sections_of(material: Material, source: ImageSource | None) -> list[Section]:
-    """Return every section, in the order of the page."""
+def sections_of(material: Material, source: ImageSource | None, tell: Tell = silent) -> list[Section]:
+    """Return every section, in the order of the page; `tell` is told how many pictures are made."""
     return [
         scores(material),
-        views(material, source),
+        space(material.portrait),
+        confusion(material.predictions),
+        views(material, source, tell),
         foreground(material),
-        pairs(material),
+        pairs(material, source, tell),
         quality_by_level(material),
         histograms(material),
         curves(material),
@@ -72,7 +78,7 @@ def _score_row(result: Result, compared: bool, best: bool) -> str:
     return f"<tr>{cells}<td>{html.escape(result.protocol)}</td></tr>"
 
 
-def views(material: Material, source: ImageSource | None) -> Section:
+def views(material: Material, source: ImageSource | None, tell: Tell) -> Section:
     """Originals beside their generated views, one row for each level."""
     reading = (
         "Left the original (its centre square), right its generated view. Higher levels should stray "
@@ -83,7 +89,7 @@ def views(material: Material, source: ImageSource | None) -> Section:
     if material.views is None:
         body = missing("generate", "; an experiment with <code>generator: null</code> has none")
         return Section("views", "Originals beside views", reading, body)
-    body = "".join(gallery.by_level(material, source))
+    body = "".join(gallery.by_level(material, source, tell))
     notes = [left_out(material.left_out)]
     if len(material.views["key"]) < material.generated:
         notes.append(f"Chosen from {_sample(len(material.views['key']), material.generated)} views.")
@@ -109,20 +115,11 @@ def foreground(material: Material) -> Section:
     return Section("foreground", "Foreground maps", reading, body)
 
 
-def pairs(material: Material) -> Section:
-    """Training pairs with the highest and the lowest weight."""
-    reading = (
-        "Two views that training pulled together. A weight is high where the foregrounds agree "
-        "(s<sub>fg</sub>) while the backgrounds differ (s<sub>bg</sub>); 1 is the mean. Views that lost "
-        "their source should come last."
-    )
-    if material.pairs is None or not len(material.pairs["weight"]):
-        body = missing("pretrain", " when the experiment has <code>quality</code>")
-        return Section("pairs", "Pairs by weight", reading, body)
-    high, low = gallery.extremes(material.pairs)
-    body = f"<h3>Highest weights</h3>{gallery.weighted(material.pairs, high)}"
-    body += f"<h3>Lowest weights</h3>{gallery.weighted(material.pairs, low)}" if low else ""
-    return Section("pairs", "Pairs by weight", reading, body)
+def pairs(material: Material, source: ImageSource | None, tell: Tell) -> Section:
+    """Training pairs, to be filtered and sorted."""
+    if material.latest is None or not len(material.latest["key"]):
+        return browser(None)
+    return browser(gather(material.run, material.pictured, material.latest, source, tell))
 
 
 def histograms(material: Material) -> Section:
@@ -161,8 +158,8 @@ def _levels(material: Material) -> str:
 
 
 def _weights(material: Material) -> str:
-    title, seen = "Pair weight", material.quality
-    if seen is None or not len(seen["weight"]):
+    title, seen = "Pair weight", material.weighed
+    if seen is None:
         return chart(title, "", missing("pretrain", " when the experiment has <code>quality</code>"))
     weights = seen["weight"][np.isfinite(seen["weight"])].astype(float)
     text = f"{len(weights):,} pairs seen in training; the line marks 1, the mean of a batch"

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from genview.report.comparison import Design, Entry, Row
-from genview.report.look import FRAME, STYLE
+from genview.report.look import framed
 from genview.report.section import Section
 from genview.report.tables import COLUMNS, PAIRED, cells
 
@@ -25,9 +25,7 @@ def study_page(design: Design, rows: Sequence[Row], drawing: bytes | None, out: 
         f'<p class="lead">{done} of {len(design.entries)} runs are finished. Compared with '
         f"{html.escape(design.axes[design.axis])} = {html.escape(design.reference)}, in percent.</p>"
     )
-    title = html.escape(f"{out.resolve().name} · genview")
-    body = "\n".join(section.drawn() for section in sections)
-    return FRAME.format(title=title, style=STYLE, header=header, sections=body)
+    return framed(f"{out.resolve().name} · genview", header, sections)
 
 
 def _grouped(rows: Sequence[Row]) -> Iterable[Iterable[Row]]:

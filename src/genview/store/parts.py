@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,25 @@ def appearing(path: Path, *, first: bool = False) -> Iterator[Path]:
 def _writer() -> str:
     """Name this process among all that may share a network file system."""
     return f"{re.sub(r'[^A-Za-z0-9-]', '-', platform.node())[:40]}-{os.getpid()}"
+
+
+@contextmanager
+def folder_appearing(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; on success rename it to `path`, on failure remove it.
+
+    Raises:
+        UserError: `path` has something in it, the disk is full, or the folder may not be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is not empty. Name a new folder, or delete that one first.")
+    temporary = path.with_name(f".{path.name}.{_writer()}-{secrets.token_hex(4)}.part")
+    with writing(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

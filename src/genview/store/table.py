@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from genview.errors import UserError
 from genview.store.parts import appearing
 
-Column = np.ndarray | Sequence[str]
+Column = np.ndarray | Sequence[str] | Sequence[bytes]
 
 
 def write_table(path: Path, columns: Mapping[str, Column], *, first: bool = False) -> None:
@@ -54,6 +55,25 @@ def read_table(paths: Path | Sequence[Path], columns: Sequence[str] | None = Non
             raise UserError(f"{path} is damaged ({error}). Delete it and run the command again.") from error
     table = pa.concat_tables(tables)
     return {name: _numpy(table.column(name)) for name in table.column_names}
+
+
+def find_rows(paths: Sequence[Path], keys: Iterable[str], columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read columns of the rows whose `key` is among `keys`, out of parts of any number; what no part has is left out.
+
+    Raises:
+        UserError: a part is damaged.
+    """
+    if not paths:
+        return {}
+    try:
+        known = pq.read_schema(paths[0]).names
+        chosen, wanted = [name for name in columns if name in known], pa.array([*keys], pa.string())
+        table = pq.read_table(list(paths), columns=chosen, filters=pc.field("key").isin(wanted), partitioning=None)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"A part in {paths[0].parent} is damaged ({error}). Delete it and run its stage again."
+        ) from error
+    return {name: _numpy(table.drop_null().column(name)) for name in chosen}
 
 
 def write_mapped(path: Path, columns: Mapping[str, Column]) -> None:

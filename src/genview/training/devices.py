@@ -51,7 +51,7 @@ def make_fabric(settings: Machine, section: str = "training") -> Fabric:
         {"strategy": DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True)} if several else {}
     )
     # A training of one process takes no notice of the tasks that SLURM may have started beside it.
-    plugins = [_precision(settings, kind), None if several else LightningEnvironment()]
+    plugins = [_precision(settings.precision, kind), None if several else LightningEnvironment()]
     fabric = Fabric(
         accelerator=kind,
         devices=[int(number)] if number and kind == "cuda" else local,
@@ -59,6 +59,16 @@ def make_fabric(settings: Machine, section: str = "training") -> Fabric:
         plugins=[plugin for plugin in plugins if plugin],
         **more,
     )
+    fabric.launch()
+    return fabric
+
+
+def alone(device: str, precision: Precision) -> Fabric:
+    """Return Fabric for this process and one device, whatever other processes torchrun or SLURM started beside it."""
+    kind, _, number = device.partition(":")
+    own = [int(number) if number else torch.cuda.current_device()] if kind == "cuda" else 1
+    plugins = [_precision(precision, kind), LightningEnvironment()]
+    fabric = Fabric(accelerator=kind, devices=own, plugins=[plugin for plugin in plugins if plugin])
     fabric.launch()
     return fabric
 
@@ -82,8 +92,7 @@ def own_buffers(module: nn.Module) -> None:
             part.broadcast_buffers = False  # the argument of this name is deprecated, its successor too new
 
 
-def _precision(settings: Machine, kind: str) -> MixedPrecision | None:
-    wanted = settings.precision
+def _precision(wanted: Precision, kind: str) -> MixedPrecision | None:
     if wanted == "auto":
         wanted = "bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     if wanted == "float32":

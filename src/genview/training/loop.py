@@ -15,7 +15,7 @@ from genview.encoders import Backbone
 from genview.errors import UserError
 from genview.images.order import positions
 from genview.images.origin import Origin
-from genview.methods import Losses
+from genview.methods import Learner, Losses
 from genview.pairs import PairBatch, Pairs, collate
 from genview.quality import Quality
 from genview.seeds import seed_of
@@ -52,7 +52,7 @@ class Loop:
     fabric: Fabric
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    state: TrainState
+    state: TrainState[Learner]
     settings: TrainSettings
     plan: Plan
     record: Record
@@ -79,7 +79,7 @@ class Loop:
         """Rate, views, weights, losses, backward, step."""
         done, learner = self.state.step, self.state.learner
         progress = done / self.plan.steps
-        _seed_layers(seed_of(self.pairs.seed, f"process {rank()}", done, "layers"))
+        seed_layers(seed_of(self.pairs.seed, f"process {rank()}", done, "layers"))
         rate = schedule(self.optimizer, self.settings.optimizer, done, steps=self.plan.steps, warmup=self.plan.warmup)
         views = batch.shown(self.fabric.device)
         quality = self.weigh(views, batch.origin, progress) if self.weigh else None
@@ -157,8 +157,8 @@ class Loop:
                 "quality/foreground": float(step.quality.foreground.mean()),
                 "quality/background": float(step.quality.background.mean()),
             }
-            seen = step.batch.looked(self.fabric.device)
-            self.record.examples(seen, step.quality, self._keys(seen), step.losses, step.number)
+        seen = step.batch.looked(self.fabric.device)
+        self.record.examples(seen, step.quality, self.pairs.source, step.losses, step.number)
         self.record.progress(values, step.number)
 
     def _check(self, step: Step) -> None:
@@ -221,7 +221,7 @@ def combined(found: Tensor | Losses, weight: Tensor | None) -> tuple[Tensor, Ten
     return loss + found.batch.float(), pairs
 
 
-def _seed_layers(seed: int) -> None:
+def seed_layers(seed: int) -> None:
     """Seed what layers draw on the processor and, where there are GPUs, on those."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():

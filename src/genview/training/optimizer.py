@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,10 @@ from timm.optim.lars import Lars as TimmLars
 from torch import nn
 
 from genview.methods import Learner
+
+Group = dict[str, Any]
+"""Parameters that are treated alike, as torch's optimizers take them."""
+NO_SCALES: Mapping[int, float] = {}
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,11 @@ class Sgd:
 
     def build(self, learner: Learner) -> torch.optim.Optimizer:
         """Return the optimizer of a learner's parameters."""
-        return torch.optim.SGD(groups(learner, self), self.rate, self.momentum)
+        return self.of(groups(learner, self))
+
+    def of(self, parameters: list[Group]) -> torch.optim.Optimizer:
+        """Return the optimizer of parameters that are in groups."""
+        return torch.optim.SGD(parameters, self.rate, self.momentum)
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,14 @@ class Lars:
 
     def build(self, learner: Learner) -> torch.optim.Optimizer:
         """Return the optimizer of a learner's parameters."""
+        return self.of(groups(learner, self))
+
+    def of(self, parameters: list[Group]) -> torch.optim.Optimizer:
+        """Return the optimizer of parameters that are in groups."""
+        # Else timm adapts no rate where the decay is 0, as in linear probes.
+        adapted = [{**group, "always_adapt": group["decays"]} for group in parameters]
         optimizer: torch.optim.Optimizer = TimmLars(
-            groups(learner, self), self.rate, momentum=self.momentum, trust_coeff=self.trust
+            adapted, self.rate, momentum=self.momentum, trust_coeff=self.trust
         )
         return optimizer
 
@@ -77,34 +91,47 @@ class AdamW:
 
     def build(self, learner: Learner) -> torch.optim.Optimizer:
         """Return the optimizer of a learner's parameters."""
-        scales = layer_scales(learner, self.layer_decay)
-        return torch.optim.AdamW(groups(learner, self, scales), self.rate, self.betas, foreach=True)
+        return self.of(groups(learner, self, layer_scales(learner, self.layer_decay)))
+
+    def of(self, parameters: list[Group]) -> torch.optim.Optimizer:
+        """Return the optimizer of parameters that are in groups."""
+        return torch.optim.AdamW(parameters, self.rate, self.betas, foreach=True)
 
 
 Optimizer = Sgd | Lars | AdamW
 
 
-def groups(learner: Learner, settings: Optimizer, scales: dict[int, float] | None = None) -> list[dict[str, Any]]:
+def groups(learner: Learner, settings: Optimizer, scales: Mapping[int, float] = NO_SCALES) -> list[Group]:
+    """Sort the trainable parameters of a learner into groups; see `grouped`."""
+    return grouped(learner.parameters(), settings, scales, learner.fixed_rate())
+
+
+def grouped(
+    parameters: Iterable[nn.Parameter],
+    settings: Optimizer,
+    scales: Mapping[int, float] = NO_SCALES,
+    fixed: Iterable[nn.Parameter] = (),
+) -> list[Group]:
     """Sort trainable parameters into groups that are treated alike, in the order in which they first occur.
 
     A group says whether it is `fixed` (keeps its rate: SimSiam's predictor), its `scale` of the rate, and whether
     its weights decay; `scales` are by `id` of the parameter, 1 where absent.
     """
-    kept, found = {id(p) for p in learner.fixed_rate()}, dict[tuple[bool, float, bool], list[nn.Parameter]]()
-    for parameter in learner.parameters():
+    kept, found = {id(p) for p in fixed}, dict[tuple[bool, float, bool], list[nn.Parameter]]()
+    for parameter in parameters:
         if parameter.requires_grad:
             decays = not (settings.exclude and parameter.ndim <= 1)
-            kind = (id(parameter) in kept, (scales or {}).get(id(parameter), 1.0), decays)
+            kind = (id(parameter) in kept, scales.get(id(parameter), 1.0), decays)
             found.setdefault(kind, []).append(parameter)
     return [
         {
-            "params": parameters,
-            "fixed": fixed,
+            "params": members,
+            "fixed": keeps,
             "scale": scale,
             "decays": decays,
             "weight_decay": settings.weight_decay if decays else 0.0,
         }
-        for (fixed, scale, decays), parameters in found.items()
+        for (keeps, scale, decays), members in found.items()
     ]
 
 

@@ -78,8 +78,9 @@ def built(method: Method, settings: TrainSettings, views: PairSettings, fabric: 
         UserError: method and settings do not go together.
     """
     learner = method.build(Backbone(settings.backbone))
-    check_views(learner, views, method.kind)
-    check(learner, settings, weighted=weighted, kind=method.kind)
+    kind = getattr(method, "kind", type(method).__name__)  # one of the user's own needs none
+    check_views(learner, views, kind)
+    check(learner, settings, weighted=weighted, kind=kind)
     learner.to(fabric.device)
     if settings.batchnorm == "global" and world_size() > 1:
         synchronised(learner)

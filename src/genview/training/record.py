@@ -11,6 +11,7 @@ from typing import Protocol, Self
 from torch import Tensor
 
 from genview.distributed import rank
+from genview.images import ImageSource
 from genview.pairs import PairBatch
 from genview.quality import Quality
 from genview.store import RunFolder
@@ -91,10 +92,16 @@ class Record:
             note = f"loss {loss:.4f} · {speed:.0f} images/s · waiting for data {waiting:.0%}"
             self._tell(self.verb, step, self._steps, note)
 
-    def examples(self, batch: PairBatch, quality: Quality, keys: list[str], losses: Tensor | None, step: int) -> None:
-        """Offer the weighted pairs of a step for the page."""
+    def examples(
+        self, batch: PairBatch, quality: Quality | None, source: ImageSource, losses: Tensor | None, step: int
+    ) -> None:
+        """Offer the pairs of a step, with their looks applied, for the page."""
         if self._leads:
-            self._examples.offer(batch.views, quality, batch.levels, keys, losses=losses, step=step)
+            images = batch.origin.image.tolist()
+            labels = [source.label(i) for i in images] if source.classes else [None] * len(images)
+            classes = ["" if label is None else source.classes[label] for label in labels]
+            keys = [source.key(i) for i in images]
+            self._examples.offer(batch, quality, keys, classes, losses=losses, step=step)
 
     def keep(self) -> None:
         """Write the pairs that were offered; belongs before a checkpoint, after which they are not offered again."""

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genview.errors import UserError
 from genview.generators.lesson import Lesson
-from genview.methods import Learner
 from genview.store import write_state
 from genview.training.average import MovingAverage
+
+Trained = TypeVar("Trained", bound=nn.Module)
+"""A method's learner, or what an evaluation trains."""
 
 
 class Scaler(Protocol):
@@ -32,14 +34,14 @@ class Scaler(Protocol):
 
 
 @dataclass
-class TrainState:
+class TrainState(Generic[Trained]):
     """Learner, optimizer, loss scale and the number of steps taken.
 
     Nothing random needs keeping: order and augmentation follow from seed, epoch and key, and what layers draw
     (stochastic depth) from seed and step. Slow copies, queues and centres are the learner's.
     """
 
-    learner: Learner
+    learner: Trained
     optimizer: torch.optim.Optimizer
     scaler: Scaler
     step: int = 0

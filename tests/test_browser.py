@@ -1,0 +1,287 @@
+"""The page as its readers meet it, in a headless Chromium: it filters, sorts, asks for nothing and fits a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from browser import Browser, chromium
+from genview.report import Compared, write_comparison, write_page
+from genview.report.collect import collect
+from genview.report.pairs import Gathered, gather
+from genview.store import RunFolder, read_table, write_table
+from made_runs import COUNT, Digits, add_measures, key, made_run, of_pairs
+
+program = chromium()
+pytestmark = pytest.mark.skipif(program is None, reason="there is no Chromium on this machine")
+SHOWN = "[...document.querySelectorAll('.cards figcaption')]"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    assert program is not None
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with sixty pictured pairs and three hundred others at the levels −1, 0 and 300."""
+    run = made_run(tmp_path_factory.mktemp("browser") / "run")
+    chance = np.random.default_rng(0)
+    files = read_table(run.pairs / "pictured.parquet", ["a", "b"])
+    for name, count in (("pictured", 60), ("latest", 300)):
+        place, weight = np.arange(count), chance.permutation(count).astype(np.float32) / count
+        rows = of_pairs(place, np.where(place % 20 < 12, place % 2 - 1, 300), weight)
+        sides = {side: np.tile(values, 3) for side, values in files.items()} if name == "pictured" else {}
+        write_table(run.pairs / f"{name}.parquet", {**rows, **sides})
+    write_page(run, Digits())
+    return run
+
+
+@pytest.fixture(scope="module")
+def pairs(run: RunFolder) -> Gathered:
+    material = collect(run)
+    assert material.latest is not None
+    return gather(run, material.pictured, material.latest, Digits())
+
+
+@pytest.fixture
+def page(browser: Browser, run: RunFolder) -> Browser:
+    browser.open(run.page)
+    return browser
+
+
+def steps(page: Browser) -> list[int]:
+    """Steps of the pairs whose pictures are shown; here each pictured pair has its own."""
+    found: list[int] = page.js(f"{SHOWN}.map(words => Number(words.textContent.match(/step ([0-9]+)/)[1]))")
+    return found
+
+
+def enter(page: Browser, name: str, value: object) -> None:
+    """Put a value into a control of the pairs as a reader does."""
+    page.js(
+        f"(() => {{ const control = document.querySelector('#pairs-browser {name}'); control.value = {value!r};"
+        "control.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+
+
+def wanted(pairs: Gathered, fits: np.ndarray, by: str = "weight", *, falling: bool = True) -> list[int]:
+    """Steps of the first pictured pairs that fit, in an order; what is not known comes last."""
+    rows = np.flatnonzero(fits[: pairs.pictured])
+    values = pairs.columns[by][rows].astype(float)
+    order = np.argsort(np.where(np.isnan(values), np.inf, -values if falling else values), kind="stable")
+    steps: list[int] = pairs.columns["step"][rows[order]].tolist()
+    return steps[:24]
+
+
+def every(pairs: Gathered) -> np.ndarray:
+    return np.ones(len(pairs.columns["key"]), bool)
+
+
+def test_nothing_is_asked_for_and_nothing_complains(page: Browser, run: RunFolder) -> None:
+    page.js("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+    page.js("Promise.all([...document.images].map(image => image.decode()))")
+    assert page.complaints == []
+    assert page.requests[0] == run.page.as_uri()
+    assert {address[:11] for address in page.requests[1:]} <= {"data:image/"}
+
+
+def test_what_the_page_would_ask_for_is_refused(page: Browser) -> None:
+    """Even if something were let in by mistake, the policy would keep it from leaving the page."""
+    directive = page.js(
+        "new Promise(done => { addEventListener('securitypolicyviolation', event => done(event.violatedDirective));"
+        "const image = new Image(); image.src = 'http://127.0.0.1:9/x.png'; document.body.append(image); })"
+    )
+    assert directive == "img-src"
+    page.js(
+        "(() => { const script = document.createElement('script'); script.textContent = 'window.ran = true';"
+        "document.body.append(script); })()"
+    )
+    assert page.js("window.ran === undefined"), "no script runs but the page's own"
+
+
+def test_pairs_are_sorted_by_weight_at_first(page: Browser, pairs: Gathered) -> None:
+    assert steps(page) == wanted(pairs, every(pairs))
+    total = len(every(pairs))
+    assert page.js("document.querySelector('.count').textContent") == (
+        f"60 of 60 pictured pairs match, and {total} of {total} points."
+    )
+
+
+@pytest.mark.parametrize("by", ["score", "ratio", "loss", "level", "step"])
+def test_sorting_sorts(page: Browser, pairs: Gathered, by: str) -> None:
+    enter(page, "[name=sort]", by)
+    assert steps(page) == wanted(pairs, every(pairs), by)
+    enter(page, "[name=order]", "low")
+    assert steps(page) == wanted(pairs, every(pairs), by, falling=False)
+
+
+def test_filters_filter(page: Browser, pairs: Gathered) -> None:
+    columns = pairs.columns
+    fits = columns["level"] != 300
+    page.js("document.querySelector('[name=level][value=\"300\"]').click()")
+    assert steps(page) == wanted(pairs, fits)
+    enter(page, "[name=class]", "1")
+    fits &= columns["class"] == "digit 1"
+    assert steps(page) == wanted(pairs, fits)
+    for name, end, bound in (("weight", "high", 0.8), ("ratio", "low", 0.2), ("score", "low", 0.74)):
+        enter(page, f"[data-column={name}][data-end={end}]", str(bound))
+        with np.errstate(invalid="ignore"):
+            fits &= columns[name] <= bound if end == "high" else columns[name] >= bound
+        assert steps(page) == wanted(pairs, fits)
+    assert 0 < fits[:60].sum() < 10, "the filters leave a few, or this shows little"
+    assert page.js("document.querySelector('.count').textContent") == (
+        f"{fits[:60].sum()} of 60 pictured pairs match, and {fits.sum()} of {len(fits)} points."
+    )
+    page.js("document.querySelector('#pairs-browser [type=reset]').click()")
+    page.js("new Promise(done => setTimeout(done, 20))")
+    assert steps(page) == wanted(pairs, every(pairs))
+
+
+def test_pages_of_pictures_are_turned(page: Browser) -> None:
+    seen = steps(page)
+    assert page.js("document.querySelector('.pager button').disabled")
+    for _ in range(2):
+        page.js("document.querySelectorAll('.pager button')[1].click()")
+        seen += steps(page)
+    assert page.js("document.querySelectorAll('.pager button')[1].disabled")
+    assert page.js("document.querySelector('.pager .place').textContent") == "49–60 of 60"
+    assert sorted(seen) == list(range(1, 61))
+
+
+def test_a_pair_shows_its_own_pictures(page: Browser) -> None:
+    enter(page, "[name=sort]", "step")
+    enter(page, "[name=order]", "low")
+    alts = page.js("[...document.querySelectorAll('.cards .tile')].map(tile => "
+                   "[...tile.firstChild.children].map(child => child.alt || child.textContent))")  # fmt: skip
+    assert alts[1] == [
+        f"{what} {key(1)}"
+        for what in ("Original", "Foreground map of", "Generated view of", "First crop of the pair of",
+                     "Second crop of the pair of")
+    ]  # fmt: skip
+    assert alts[3][:2] == ["not at hand", "no map"], "the image of the fourth pair cannot be read"
+    assert alts[0][2] == "none", "both views of the first pair are of the original"
+    assert page.js("[...document.images].every(image => image.loading === 'lazy' || image.naturalWidth > 0)")
+
+
+def test_points_are_drawn_and_marked(page: Browser) -> None:
+    drawn = (
+        "(() => { const cloud = document.querySelector('.cloud'); const all = cloud.getContext('2d')"
+        ".getImageData(0, 0, cloud.width, cloud.height).data; let blue = 0, any = 0;"
+        "for (let i = 0; i < all.length; i += 4) if (all[i + 3]) { any += 1; blue += all[i + 2] > all[i] + 60; }"
+        "return [blue, any]; })()"
+    )
+    blue, every = page.js(drawn)
+    assert blue > 2000
+    enter(page, "[data-column=weight][data-end=low]", "0.9")
+    fewer, still = page.js(drawn)
+    assert 0 < fewer < blue / 2
+    assert still > every / 2, "the others stay, faintly"
+    enter(page, "[name=up]", "loss")
+    assert page.js("document.querySelector('.cloud').getAttribute('aria-label')").startswith(
+        "Loss over Background similarity: "
+    )
+    assert page.js(drawn) != [fewer, still]
+
+
+def test_the_keyboard_reaches_every_control_and_works_it(page: Browser, pairs: Gathered) -> None:
+    page.js("document.querySelectorAll('details').forEach(more => more.open = true)")
+    here = (
+        "(() => { const at = document.activeElement; return [...document.querySelectorAll("
+        "'a, button, input, select, summary, [tabindex]')].indexOf(at); })()"
+    )
+    able = page.js(
+        "[...document.querySelectorAll('a, button, input, select, summary, [tabindex]')]"
+        ".flatMap((one, place) => one.disabled ? [] : [place])"
+    )
+    reached = set()
+    for _ in range(len(able)):
+        page.press("Tab")
+        reached.add(page.js(here))
+    assert reached == set(able)
+    page.js("document.querySelector('[name=level][value=\"300\"]').focus()")
+    page.press(" ")
+    fits = pairs.columns["level"] != 300
+    assert steps(page) == wanted(pairs, fits)
+    page.js("document.querySelector('[data-column=ratio][data-end=high]').focus()")
+    page.type("0.5")
+    fits &= pairs.columns["ratio"] <= 0.5
+    assert steps(page) == wanted(pairs, fits)
+    page.js("document.querySelector('#pairs-browser [name=order]').focus()")
+    page.press("ArrowDown")
+    assert steps(page) == wanted(pairs, fits, falling=False)
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.js(outline) == "solid", "what has the focus shows it"
+
+
+def test_neighbours_of_the_chosen_image_are_shown(page: Browser) -> None:
+    def shown() -> list[str]:
+        found: list[str] = page.js("[...document.querySelectorAll('.chosen .tile')].map(tile => tile.title)")
+        return found
+
+    assert shown() == [key(0), key(1), key(2), key(3)]
+    page.js("document.querySelector('.map').scrollIntoView({block: 'center', behavior: 'instant'})")
+    spot = page.js(
+        "(() => { const box = document.querySelectorAll('.map circle')[10].getBoundingClientRect();"
+        "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+    )
+    page.click(*spot)
+    assert shown() == [key(10), key(11), key(12), key(13)]
+    similarity = page.js("document.querySelectorAll('.chosen .near figcaption')[0].childNodes[2].textContent")
+    assert similarity == "0.90"
+    page.js("(() => { const which = document.querySelector('[name=which]'); which.value = 'wrong';"
+            "which.dispatchEvent(new Event('input')); })()")  # fmt: skip
+    assert page.js("document.querySelector('#space-browser .place').textContent") == f"1 of {COUNT // 5}"
+    page.js("document.querySelector('#space-browser [name=next]').click()")
+    assert shown()[0] == key(5)
+    assert page.js("document.querySelectorAll('.map .faint').length") == COUNT - COUNT // 5
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_needs_no_sideways_scrolling_and_text_stands_out(
+    browser: Browser, run: RunFolder, tmp_path: Path, *, dark: bool
+) -> None:
+    other = RunFolder(tmp_path / "another run with a long name")
+    add_measures(other, knn=0.5, linear=0.4)
+    two = [
+        Compared(run, {"method": {"kind": "moco_v2", "temperature": 0.2}}),
+        Compared(other, {"method": {"kind": "simsiam"}}),
+    ]
+    for file in (run.page, write_comparison(two, tmp_path / "comparison.html")):
+        browser.open(file, width=390, height=844, dark=dark)
+        assert browser.js("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+        assert browser.complaints == []
+        for text, ground in (("--ink", "--card"), ("--soft", "--card"), ("--soft", "--page"), ("--views", "--card")):
+            assert contrast(colour(browser, text), colour(browser, ground)) >= 4.5, (text, ground)
+    lightness = luminance(colour(browser, "--page"))
+    assert lightness < 0.1 if dark else lightness > 0.9
+
+
+def colour(browser: Browser, name: str) -> list[int]:
+    value: Any = browser.js(f"getComputedStyle(document.documentElement).getPropertyValue({name!r}).trim()")
+    return [int(value[place : place + 2], 16) for place in (1, 3, 5)]
+
+
+def luminance(rgb: list[int]) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in rgb)]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_without_scripts_the_extremes_are_there(browser: Browser, run: RunFolder) -> None:
+    browser.open(run.page, scripts=False)
+    browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    shown = browser.js("document.querySelector('#pairs').innerText")
+    assert "Highest weights" in shown
+    assert "Sort by" not in shown

@@ -1,0 +1,402 @@
+"""Checkpoints in the layouts of other libraries, built from random weights: the same features come out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from genview.encoders.foreign import STATISTICS, Hints, read_foreign
+from genview.encoders.naming import MMPRETRAIN_VIT
+from genview.encoders.strict import differences, grouped, shapes
+from genview.errors import UserError
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+TINY_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+
+
+def stirred(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Every number at random, running statistics too: as created, many could be swapped unnoticed."""
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if value.is_floating_point():
+                low, high = (0.5, 1.5) if value.ndim == 1 and name.endswith(("weight", "var")) else (-0.2, 0.2)
+                scale = 1 if value.ndim < 2 else 12 / value[0].numel() ** 0.5
+                value.copy_((torch.rand(value.shape, generator=chance) * (high - low) + low) * scale)
+    return net.eval()
+
+
+def normalised(images: Tensor, which: str = "imagenet") -> Tensor:
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in STATISTICS[which])
+    return (images - mean) / std
+
+
+NARROW: dict[str, Any] = {"channels": (8, 8, 16, 16)}
+AS_IT_IS = Hints(backbone="resnet18", args=NARROW)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    """A narrow ResNet-18, whose features are what importing must give; timm's names are torchvision's."""
+    return stirred(timm.create_model("resnet18", num_classes=0, **NARROW))
+
+
+@pytest.fixture(scope="module")
+def expected(resnet: nn.Module) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = resnet(normalised(IMAGES))
+    assert found.std() > 0.1, "features that could be told from others"
+    return found
+
+
+def hollow(name: str, **args: Any) -> dict[str, Tensor]:
+    """The weights of a large network, all of them one zero."""
+    with torch.device("meta"):
+        state = timm.create_model(name, num_classes=0, **args).state_dict()
+    return {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
+
+
+class Named(nn.Module):
+    """Stands for a network of which only the weights matter."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.state = state
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return self.state
+
+
+def under(prefix: str, net: nn.Module, **more: Tensor) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in net.state_dict().items()} | more
+
+
+def moved(prefix: str, net: nn.Module) -> dict[str, Tensor]:
+    """A slow copy: other numbers under the same names."""
+    return {name: value * 0.9 if value.is_floating_point() else value for name, value in under(prefix, net).items()}
+
+
+TRAINED = {"optimizer": {"state": {0: {"momentum_buffer": torch.rand(4)}}, "param_groups": [{"lr": 0.1}]}, "epoch": 7}
+HEAD = {"fc.0.weight": torch.rand(4, 512), "fc.2.bias": torch.rand(4)}
+
+
+def moco_v2(net: nn.Module) -> dict[str, Any]:
+    state = under("module.encoder_q.", net) | moved("module.encoder_k.", net) | {"module.queue": torch.rand(8, 16)}
+    state |= {f"module.encoder_{which}.{name}": value for which in "qk" for name, value in HEAD.items()}
+    return {"state_dict": state | {"module.queue_ptr": torch.zeros(1).long()}, "arch": "resnet18", **TRAINED}
+
+
+def moco_v3(net: nn.Module) -> dict[str, Any]:
+    state = moved("module.momentum_encoder.", net) | under("module.base_encoder.", net)
+    return {"state_dict": state | {"module.predictor.0.weight": torch.rand(4, 4)}, **TRAINED}
+
+
+def mmpretrain(net: nn.Module) -> dict[str, Any]:
+    """With the slow copy, the neck, and the frozen CLIP that GenView's authors keep in their checkpoints."""
+    state = under("backbone.", net) | moved("momentum_encoder.module.0.", net)
+    state |= {"neck.fc0.weight": torch.rand(4, 512), "clip_model.visual.conv1.weight": torch.rand(8, 3, 4, 4)}
+    return {"meta": {"mmpretrain_version": "1.0.0"}, "state_dict": state, **TRAINED}
+
+
+def lightly(net: nn.Module) -> dict[str, Any]:
+    own = nn.Sequential(*list(net.children())[:8])
+    state = under("backbone.0.", own) | under("backbone_momentum.0.", own)
+    return {"state_dict": state | {"projection_head.layers.0.weight": torch.rand(4, 512)}, "epoch": 1}
+
+
+def lightly_flat(net: nn.Module) -> dict[str, Any]:
+    return under("backbone.", nn.Sequential(*list(net.children())[:8]))
+
+
+def solo_learn(net: nn.Module) -> dict[str, Any]:
+    state = under("backbone.", net) | moved("momentum_backbone.", net) | {"queue": torch.rand(8, 16)}
+    state |= {"projector.0.weight": torch.rand(4, 512), "classifier.weight": torch.rand(10, 512)}
+    return {"state_dict": state, "pytorch-lightning_version": "1.9", "optimizer_states": [{}], "epoch": 3}
+
+
+def plain(net: nn.Module) -> dict[str, Any]:
+    return under("", net) | {"fc.weight": torch.rand(10, 512), "fc.bias": torch.rand(10)}
+
+
+def barlow(net: nn.Module) -> dict[str, Any]:
+    return {"model": under("module.backbone.", net) | {"module.bn.running_mean": torch.rand(4)}, **TRAINED}
+
+
+Build = Callable[[nn.Module], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("build", "layout", "prefix", "left"),
+    [
+        (moco_v2, "moco_v2", "state_dict.module.encoder_q.", ["state_dict.module.encoder_k.*", "module.queue", "fc"]),
+        (moco_v3, "moco_v3", "state_dict.module.base_encoder.", ["momentum_encoder.*", "predictor", "optimizer"]),
+        (mmpretrain, "mmpretrain", "state_dict.backbone.", ["momentum_encoder.*", "neck", "clip_model"]),
+        (lightly, "lightly", "state_dict.backbone.0.", ["backbone_momentum.*", "projection_head"]),
+        (lightly_flat, "lightly", "backbone.", ["nothing"]),
+        (solo_learn, "solo_learn", "state_dict.backbone.", ["momentum_backbone.*", "queue", "classifier", "entries"]),
+        (plain, "timm", "", ["fc.* (2)"]),
+        (barlow, "timm", "model.module.backbone.", ["model.module.bn", "optimizer", "entries optimizer, epoch"]),
+    ],
+)
+def test_a_resnet_of_every_layout_gives_its_own_features(
+    build: Build, layout: str, prefix: str, left: list[str], resnet: nn.Module, expected: Tensor, tmp_path: Path
+) -> None:
+    torch.save(build(resnet), tmp_path / "made.pth")
+    found = read_foreign(tmp_path / "made.pth", AS_IT_IS)
+    assert (found.layout, found.root.prefix) == (layout, prefix)
+    said = "\n".join(found.described())
+    assert all(text in said for text in left), said
+    with torch.no_grad():
+        assert torch.allclose(found.backbone()(IMAGES), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [moco_v2, lightly])
+def test_every_tensor_is_taken_or_listed(build: Build, resnet: nn.Module, tmp_path: Path) -> None:
+    torch.save(build(resnet), tmp_path / "made.pth")
+    found = read_foreign(tmp_path / "made.pth", AS_IT_IS)
+    state = build(resnet)["state_dict"]
+    listed = sum(int(text.partition("(")[2].rstrip(")") or 1) for text in found.left_out)
+    total = len(state) + ("optimizer" in build(resnet))
+    assert len(found.state) + listed == total
+
+
+def test_networks_are_told_apart_by_their_shapes(tmp_path: Path) -> None:
+    for name in ("resnet34", "vit_base_patch16_224"):
+        torch.save(hollow(name), tmp_path / "made.pth")
+        assert read_foreign(tmp_path / "made.pth").settings.name == name
+
+
+def test_half_precision_becomes_single(resnet: nn.Module, tmp_path: Path) -> None:
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in resnet.state_dict().items()}
+    torch.save(halves, tmp_path / "made.pth")
+    state = read_foreign(tmp_path / "made.pth", AS_IT_IS).state
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+
+
+def mmpretrain_vit(net: nn.Module) -> dict[str, Any]:
+    """By hand, after mmpretrain's modules: layers of ln1, attn, ln2, and an FFN that is a list of layers."""
+    state = dict[str, Tensor]()
+    for name, value in net.state_dict().items():
+        new = name.replace("patch_embed.proj", "patch_embed.projection").replace("blocks", "layers")
+        new = new.replace("mlp.fc1", "ffn.layers.0.0").replace("mlp.fc2", "ffn.layers.1").replace("norm", "ln")
+        state["backbone." + (new.replace("ln.", "ln1.") if new.startswith("ln.") else new)] = value
+    return {
+        "state_dict": state | {"momentum_encoder.steps": torch.zeros(1), "head.predictor.fc0.bias": torch.rand(4)}
+    }
+
+
+def moco_v3_vit(net: nn.Module) -> dict[str, Any]:
+    return moco_v3(net) | {"arch": "vit_small"}
+
+
+def dino_vit(net: nn.Module) -> dict[str, Any]:
+    head = {"teacher.head.mlp.0.weight": torch.rand(4, 4)}
+    flat = under("teacher.backbone.", net) | moved("student.module.backbone.", net) | head
+    parts = {who: {k[8:]: v for k, v in flat.items() if k.startswith(who)} for who in ("teacher", "student")}
+    return {**parts, "args": argparse.Namespace(arch="vit_small"), "epoch": 9}
+
+
+@pytest.mark.parametrize(
+    ("build", "layout"),
+    [(mmpretrain_vit, "mmpretrain"), (moco_v3_vit, "moco_v3"), (dino_vit, "dino"), (plain, "timm")],
+)
+def test_a_vit_of_every_layout_gives_its_own_features(build: Build, layout: str, tmp_path: Path) -> None:
+    net = stirred(timm.create_model("vit_small_patch16_224", num_classes=0, **TINY_VIT))
+    made = {k: v for k, v in build(net).items() if not k.startswith("fc.")}
+    torch.save(made, tmp_path / "made.pth")
+    found = read_foreign(tmp_path / "made.pth", Hints(backbone="vit_small_patch16_224", args=TINY_VIT))
+    assert found.layout == layout
+    with torch.no_grad():
+        assert torch.allclose(found.backbone()(IMAGES), net(normalised(IMAGES)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("build", "heads"), [(mmpretrain_vit, 12), (moco_v3_vit, 12), (dino_vit, None)])
+def test_moco_v3s_small_vit_has_twelve_heads(build: Build, heads: int | None, tmp_path: Path) -> None:
+    """Heads do not show in the weights: with timm's 6 they would load, and give other features."""
+    net = Named(hollow("vit_small_patch16_224", depth=1))
+    torch.save(build(net), tmp_path / "made.pth")
+    found = read_foreign(tmp_path / "made.pth", Hints(args={"depth": 1}))
+    assert found.settings.args.get("num_heads") == heads
+    assert any(f"{heads or 6} heads" in sentence for sentence in found.assumed)
+    told = read_foreign(tmp_path / "made.pth", Hints(args={"depth": 1, "num_heads": 3}))
+    assert told.settings.args["num_heads"] == 3
+    assert not any("heads" in sentence for sentence in told.assumed)
+
+
+def test_torchvisions_vit_gives_its_own_features(tmp_path: Path) -> None:
+    net = stirred(torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 128))
+    torch.save(net.state_dict(), tmp_path / "made.pth")
+    args = {**TINY_VIT, "mlp_ratio": 4}
+    found = read_foreign(tmp_path / "made.pth", Hints(backbone="vit_small_patch16_224", args=args))
+    net.heads = nn.Identity()
+    assert (found.layout, found.left_out) == ("torchvision", ("heads.* (2)",))
+    with torch.no_grad():
+        assert torch.allclose(found.backbone()(IMAGES), net(normalised(IMAGES)), rtol=1e-5, atol=1e-5)
+
+
+def test_the_size_of_a_vits_images_is_told_by_its_positions(tmp_path: Path) -> None:
+    torch.save(hollow("vit_tiny_patch16_224", img_size=96), tmp_path / "made.pth")
+    hints = Hints(backbone="vit_tiny_patch16_224")
+    assert read_foreign(tmp_path / "made.pth", hints).settings.args == {"img_size": 96}
+
+
+def test_the_momentum_encoder_is_had_by_its_prefix(resnet: nn.Module, tmp_path: Path) -> None:
+    torch.save(moco_v3(resnet), tmp_path / "made.pth")
+    found = read_foreign(tmp_path / "made.pth", replace(AS_IT_IS, prefix="state_dict.module.momentum_encoder"))
+    assert found.layout == "moco_v3", "as which a ViT-S has 12 heads"
+    assert torch.equal(found.state["conv1.weight"], resnet.state_dict()["conv1.weight"] * 0.9)
+    assert "state_dict.module.base_encoder.* (126)" in found.left_out
+
+
+def test_statistics_come_from_the_file_or_are_said(resnet: nn.Module, tmp_path: Path) -> None:
+    made = mmpretrain(resnet)
+    torch.save(made, tmp_path / "made.pth")
+    assert any("CLIP's" in sentence for sentence in read_foreign(tmp_path / "made.pth", AS_IT_IS).assumed)
+    assert (
+        read_foreign(tmp_path / "made.pth", replace(AS_IT_IS, statistics=STATISTICS["clip"])).settings.mean
+        == STATISTICS["clip"][0]
+    )
+    mean, std = (torch.tensor(x).view(3, 1, 1) * 255 for x in STATISTICS["clip"])
+    made["state_dict"] |= {"data_preprocessor.mean": mean, "data_preprocessor.std": std}
+    torch.save(made, tmp_path / "made.pth")
+    found = read_foreign(tmp_path / "made.pth", AS_IT_IS)
+    assert found.settings.mean == pytest.approx(STATISTICS["clip"][0])
+    assert found.settings.std == pytest.approx(STATISTICS["clip"][1])
+    assert not any("normalised" in sentence for sentence in found.assumed)
+
+
+def small_stem() -> Any:
+    """The usual ResNet for images of 32 px: 3×3, stride 1, padding 1, no max-pooling."""
+    net = timm.create_model("resnet18", num_classes=0, **NARROW)
+    net.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    net.maxpool = nn.Identity()
+    return stirred(net)
+
+
+def test_a_stem_for_small_images_is_the_middle_of_a_large_one(tmp_path: Path) -> None:
+    net = small_stem()
+    torch.save(moco_v2(net), tmp_path / "made.pth")
+    with pytest.raises(UserError, match="say so with --stem-stride 1"):
+        read_foreign(tmp_path / "made.pth", AS_IT_IS)
+    backbone = read_foreign(tmp_path / "made.pth", replace(AS_IT_IS, stem_stride=1)).backbone()
+    with torch.no_grad():
+        assert torch.allclose(backbone(IMAGES[:, :, :16, :16]), net(normalised(IMAGES[:, :, :16, :16])), atol=1e-4)
+    torch.save(solo_learn(net), tmp_path / "made.pth")
+    with pytest.raises(UserError, match="pads images by 2 pixels"):
+        read_foreign(tmp_path / "made.pth", Hints(stem_stride=1))
+
+
+def changed(state: Mapping[str, Tensor], **new: Tensor | None) -> dict[str, Tensor]:
+    named = {name.replace("__", "."): value for name, value in new.items()}
+    return {name: value for name, value in {**state, **named}.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        ({"layer3__1__bn2__weight": None}, ["1 missing: layer3.1.bn2.weight"]),
+        ({"layer2__0__se__fc1__weight": torch.rand(4)}, ["1 unexpected: layer2.0.se.fc1.weight"]),
+        ({"attnpool__weight": torch.rand(4)}, ["1 unexpected: attnpool.weight"]),
+        ({"bn1__weight": torch.rand(32)}, ["1 of another shape: bn1.weight (32, wanted 64)"]),
+    ],
+)
+def test_a_network_that_is_not_whole_is_refused_with_every_difference(
+    new: dict[str, Any], told: list[str], resnet: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(changed(resnet.state_dict(), **new), tmp_path / "made.pth")
+    with pytest.raises(UserError, match="'resnet18'") as error:
+        read_foreign(tmp_path / "made.pth", AS_IT_IS)
+    assert all(text in str(error.value) for text in told), str(error.value)
+
+
+def test_an_old_file_without_counters_is_whole(resnet: nn.Module, expected: Tensor, tmp_path: Path) -> None:
+    state = {k: v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}
+    safetensors.torch.save_file(state, tmp_path / "made.safetensors")
+    with torch.no_grad():
+        assert torch.allclose(
+            read_foreign(tmp_path / "made.safetensors", AS_IT_IS).backbone()(IMAGES), expected, rtol=1e-5
+        )
+
+
+class Spy:
+    """An object whose reading would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("it was unpickled",)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"state_dict": {"conv1.weight": torch.rand(2)}, "hub": Spy()}, r"can run code.*weights_only=False"),
+        ({"conv1.weight": torch.rand(2)}, "no ResNet or Vision Transformer.*It has: conv1.weight"),
+        ({"epoch": 3}, "holds no weights"),
+        ([1, 2], "holds no weights"),
+    ],
+)
+def test_what_is_no_backbone_is_refused(content: object, told: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "made.pth")
+    with pytest.raises(UserError, match=told):
+        read_foreign(tmp_path / "made.pth")
+
+
+@pytest.mark.parametrize("name", ["made.pth", "made.safetensors"])
+def test_a_damaged_file_is_told(name: str, tmp_path: Path) -> None:
+    torch.save({"a": torch.rand(99)}, tmp_path / "whole.pth")
+    safetensors.torch.save_file({"a": torch.rand(99)}, tmp_path / "whole.safetensors")
+    whole = (tmp_path / f"whole{Path(name).suffix}").read_bytes()
+    for content in (b"", b"no weights at all", whole[: len(whole) // 2]):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="or it is damaged"):
+            read_foreign(tmp_path / name)
+    with pytest.raises(UserError, match="no file of weights"):
+        read_foreign(tmp_path / "absent.pth")
+
+
+def test_of_several_networks_one_must_be_named(resnet: nn.Module, tmp_path: Path) -> None:
+    torch.save(under("left.", resnet) | under("right.", resnet), tmp_path / "made.pth")
+    with pytest.raises(UserError, match=r"several networks: 'left.'.*'right.'.*--prefix"):
+        read_foreign(tmp_path / "made.pth")
+    assert read_foreign(tmp_path / "made.pth", replace(AS_IT_IS, prefix="right.")).root.prefix == "right."
+    with pytest.raises(UserError, match="no network of layout lightly"):
+        read_foreign(tmp_path / "made.pth", Hints(layout="lightly"))
+    with pytest.raises(UserError, match=r"no network of prefix 'middle\.'"):
+        read_foreign(tmp_path / "made.pth", Hints(prefix="middle."))
+
+
+def test_modules_that_are_all_there_are_named_as_one() -> None:
+    among = ["a.x", "a.y", "b.c.x", "b.c.y", "b.d", "e"]
+    assert grouped(["a.x", "a.y", "b.c.x", "b.c.y", "e"], among) == ["a.* (2)", "b.c.* (2)", "e"]
+    assert grouped(["a.x", "b.d"], among) == ["a.x", "b.d"]
+    assert grouped(among, among) == ["a.* (2)", "b.* (3)", "e"]
+
+
+def test_differences_are_told_in_full() -> None:
+    have, want = {"a.x": torch.rand(2, 3), "c": torch.rand(1)}, {"a.x": torch.rand(3, 2), "b.x": torch.rand(1)}
+    found = differences(shapes(want), shapes(have))
+    assert str(found) == "  1 missing: b.x\n  1 unexpected: c\n  1 of another shape: a.x (2×3, wanted 3×2)"
+    assert len(found) == 3
+    have = {"n.weight": torch.rand(2), "n.bias": torch.rand(2), "n.mean": torch.rand(5), "m.bias": torch.rand(2)}
+    want = {name: torch.rand(3) for name in have}
+    told = "n.weight/bias (2, wanted 3), n.mean (5, wanted 3), m.bias (2, wanted 3)"
+    assert str(differences(shapes(want), shapes(have))) == f"  4 of another shape: {told}"
+    assert not differences(shapes(want), shapes(want))
+
+
+def test_the_names_of_mmpretrain_are_a_bijection() -> None:
+    net = timm.create_model("vit_small_patch16_224", num_classes=0, **TINY_VIT)
+    state = net.state_dict()
+    there = MMPRETRAIN_VIT.into(state)
+    assert len(there) == len(state)
+    back = MMPRETRAIN_VIT.out_of(there, state)
+    assert all(torch.equal(back[name], value) for name, value in state.items())
