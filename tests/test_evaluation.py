@@ -219,7 +219,7 @@ def probe_by_autograd(rows: Rows, classes: int, choice: Choice, course: Course) 
     """One probe alone: torch's own SGD and cosine schedule, its own gradients."""
     weight = torch.zeros(len(rows.mean) + 1, classes, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=choice.rate, momentum=course.momentum)
-    batches = course._batches(len(rows))
+    batches = list(course.batches(len(rows)))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
     for places in batches:
         x, y = rows.part(places)
@@ -238,7 +238,7 @@ def test_a_grid_at_once_is_each_probe_alone() -> None:
     assert together.shape == (4, 7, 3)
     for weight, choice in zip(together, grid, strict=True):
         assert torch.allclose(weight, probe_by_autograd(rows, 3, choice, course), atol=1e-5)
-    orders = {tuple(torch.cat(course._batches(53)[n : n + 4]).tolist()) for n in (0, 4, 8)}
+    orders = {tuple(torch.cat(list(course.batches(53))[n : n + 4]).tolist()) for n in (0, 4, 8)}
     assert len(orders) == 3
     assert all(sorted(order) == list(range(53)) for order in orders)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
+from genview.cli.examine import check_examination, do_examine
 from genview.cli.export import export
 from genview.cli.options import NO_SETS, Address, File, Launching, Out, Set, Workers, chosen
 from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show, show_scores
@@ -131,12 +132,11 @@ def evaluate(file: File, out: Out, sets: Set = NO_SETS) -> None:
 
     FILE is an experiment, or one with a backbone of yours or of timm's like experiments/evaluate-resnet50.yaml.
     """
-    from genview.experiment import Examination, examine, is_examination, load
+    from genview.experiment import is_examination
     from genview.store import RunFolder
 
     if is_examination(file):
-        with Bars() as bars:
-            examine(load(Examination, file, sets), out, bars.tell)
+        do_examine(file, out, sets)
     else:
         _stage("evaluate", file, out, sets)
     if not show_scores(RunFolder(out)):
@@ -198,17 +198,7 @@ def check(file: File, sets: Set = NO_SETS) -> None:
     """Print the whole resolved experiment and what it will cost; FILE is whatever run, study, evaluate or
     fit-generator take.
     """
-    from genview.experiment import (
-        Examination,
-        Stages,
-        cost,
-        examination_cost,
-        is_examination,
-        is_study,
-        load,
-        planned,
-        to_yaml,
-    )
+    from genview.experiment import Stages, cost, is_examination, is_study, planned, to_yaml
     from genview.store import RunFolder
 
     if _is_fit(file):
@@ -222,10 +212,7 @@ def check(file: File, sets: Set = NO_SETS) -> None:
         check_study(file, sets)
         return
     if is_examination(file):
-        examination = load(Examination, file, sets)
-        typer.echo(to_yaml(examination))
-        for line in examination_cost(examination):
-            typer.echo(line)
+        check_examination(file, sets)
         return
     experiment = _load(file, sets)
     typer.echo(to_yaml(experiment))

@@ -113,7 +113,7 @@ def _scores(rows: list[Result]) -> Table:
 
     best = any(row.best is not None for row in rows)
     compared = any(row.baseline is not None for row in rows)
-    table = Table("measure", "with views" if compared else "this run")
+    table = Table("measure", "with views" if compared else "last" if best else "this run")
     for name in ["best"] * best + ["same budget without", "difference"] * compared + ["protocol"]:
         table.add_column(name)
     for row in rows:

@@ -126,10 +126,9 @@ def split(source: ImageSource, share: float, seed: int) -> tuple[ImageSource, Im
 def stratified(labels: Tensor, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
     """Return two sorted lists of indices; the second holds `share` of each label (one at least, never all)."""
     chance = torch.Generator().manual_seed(seed_of(seed, "", 0, "split"))
-    second: list[int] = []
-    for label in labels.unique():
-        own = torch.nonzero(labels == label).flatten()
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    _, counts = labels.unique(return_counts=True)
+    for own in labels.argsort(stable=True).split(counts.tolist()):
         count = min(max(1, round(len(own) * share)), len(own) - 1)
-        second += own[torch.randperm(len(own), generator=chance)[:count]].tolist()
-    held = set(second)
-    return [i for i in range(len(labels)) if i not in held], sorted(second)
+        held[own[torch.randperm(len(own), generator=chance)[:count]]] = True
+    return (~held).nonzero().flatten().tolist(), held.nonzero().flatten().tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,18 +49,18 @@ class Course:
         decays = decays.repeat(1, width, 1)
         decays[:, -1] = 0
         steps = self.epochs * math.ceil(len(rows) / self.batch)
-        for step, places in enumerate(self._batches(len(rows))):
+        for step, places in enumerate(self.batches(len(rows))):
             x, y = rows.part(places)
             moved.mul_(self.momentum).add_(gradients(x, y, weights)).addcmul_(decays, weights)
             weights.addcmul_(rates, moved, value=-(1 + math.cos(math.pi * step / steps)) / 2)
             self.tell("linear", step + 1, steps, "")
         return weights
 
-    def _batches(self, count: int) -> list[Tensor]:
+    def batches(self, count: int) -> Iterator[Tensor]:
+        """Yield the places of each step's rows, in an order of its own for each pass."""
         chance = torch.Generator().manual_seed(seed_of(self.seed, "", 0, "linear"))
-        return [
-            places for _ in range(self.epochs) for places in torch.randperm(count, generator=chance).split(self.batch)
-        ]
+        for _ in range(self.epochs):
+            yield from torch.randperm(count, generator=chance).split(self.batch)
 
 
 def gradients(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:

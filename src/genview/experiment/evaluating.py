@@ -38,7 +38,7 @@ def judge_run(stages: Stages, tell: Tell) -> None:
         return
     want_results(run.evaluation, [name_of(evaluation) for evaluation in experiment.evaluation])
     results = _judge(stages, "last", run.backbone, tell)
-    if not run.best.exists():
+    if is_judged(experiment, run):
         return
     if not _same(run.backbone, run.best):
         _judge(stages, "best", run.best, tell)
