@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from genview.encoders.backbone import Backbone
 from genview.errors import UserError
+from genview.evaluation.continuing import digest_of_images, digest_of_weights
 from genview.evaluation.features import Reading, labels_of
 from genview.evaluation.subject import Subject
 from genview.evaluation.supervised import STATE, Supervised
@@ -58,9 +58,9 @@ def claimed(subject: Subject, settings: Supervised, backbone: Backbone) -> None:
         "settings": asdict(settings),
         "seed": subject.seed,
         "size": subject.reading.size,
-        "train": _list_digest(subject.train),
-        "test": _list_digest(subject.test),
-        "backbone": _weights_digest(backbone),
+        "train": digest_of_images(subject.train),
+        "test": digest_of_images(subject.test),
+        "backbone": digest_of_weights(backbone),
     }
     claim(subject.folder, identity)
 
@@ -114,18 +114,3 @@ def middle(images: Tensor, size: int) -> Tensor:
     """Cut the centre out of square images B×3×W×W."""
     edge = (images.shape[-1] - size) // 2
     return images[..., edge : edge + size, edge : edge + size]
-
-
-def _list_digest(source: ImageSource) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for i in range(len(source)):
-        digest.update(f"{source.key(i)}\0{source.label(i)}\0".encode())
-    return digest.hexdigest()
-
-
-def _weights_digest(backbone: Backbone) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
