@@ -17,7 +17,7 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor
 
 from conftest import Painted
-from genview.encoders import Backbone, BackboneSettings
+from genview.encoders import Backbone, BackboneSettings, Encoded
 from genview.errors import UserError
 from genview.methods import BarlowTwins, Learner, Losses, Method, MoCoV2, SimCLR, VICReg
 from genview.pairs import Pairs, PairSettings
@@ -125,6 +125,22 @@ def test_half_precision_trains_almost_as_float32_does(kind: Precision, tmp_path:
     steps = 1 if kind == "float16" else 6  # until its scale is found, float16 takes no steps
     assert half[:steps] == pytest.approx(exact[:steps], rel=0.02)
     assert len(set(half)) == 6
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("float32", None), ("bfloat16", torch.bfloat16), ("float16", None)])
+def test_the_frozen_encoder_computes_in_bfloat16_where_the_training_does(
+    kind: Precision, expected: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The similarities themselves are of float32 always: see pair_quality."""
+    seen, encode = [], HalvesAsTokens.encode
+
+    def noted(encoder: HalvesAsTokens, images: Tensor) -> Encoded:
+        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        return encode(encoder, images)
+
+    monkeypatch.setattr(HalvesAsTokens, "encode", noted)
+    train(tmp_path, QUEUE, replace(SETTINGS, precision=kind, length="1 steps"))
+    assert seen == [expected]
 
 
 def test_the_scale_of_float16_losses_survives_an_interruption(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def pair_quality(
     """
     with torch.autocast(direction.device.type, enabled=False):
         views = [pooled(view.float(), soft_mask(view.float() @ direction.float())) for view in tokens]
-    return quality_of(views, weighting or Weighting(), progress)
+        return quality_of(views, weighting or Weighting(), progress)
 
 
 def pooled(tokens: Tensor, mask: Tensor) -> Pooled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,7 @@ class Loop:
         seed_layers(seed_of(self.pairs.seed, f"process {rank()}", done, "layers"))
         rate = schedule(self.optimizer, self.settings.optimizer, done, steps=self.plan.steps, warmup=self.plan.warmup)
         views = batch.shown(self.fabric.device)
-        quality = self.weigh(views, batch.origin, progress) if self.weigh else None
+        quality = self._weighed(views, batch.origin, progress)
         loss, losses = self._backward(views, quality)
         learner.before_step(progress)
         norm = self._clip() if self.settings.clip or self._due(done + 1) else None
@@ -91,6 +92,17 @@ class Loop:
         self.state.step = done + 1
         learner.after_step(self.state.step / self.plan.steps)
         return Step(self.state.step, batch, loss, losses, quality, rate, norm)
+
+    def _weighed(self, views: list[Tensor], origin: Origin, progress: float) -> Quality | None:
+        """Quality of the pairs. The frozen encoder, often larger than what is trained, computes in bfloat16 too.
+
+        Not in float16, in which one that was never trained in it may overflow.
+        """
+        if self.weigh is None:
+            return None
+        wide_enough = self.fabric.strategy.precision.precision == "bf16-mixed"
+        with self.fabric.autocast() if wide_enough else nullcontext():
+            return self.weigh(views, origin, progress)
 
     def _backward(self, views: list[Tensor], quality: Quality | None) -> tuple[Tensor, Tensor | None]:
         """Take gradients of the weighted mean; return it, and the losses of the pairs without their weights."""
