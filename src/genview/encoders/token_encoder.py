@@ -132,7 +132,8 @@ class FrozenTokenEncoder:
     def __init__(self, name: str, model: TokenEncoder, size: int) -> None:
         self.name = name
         self.size = size
-        self._model = model.eval().requires_grad_(False)
+        # Channels last is a third faster on CPUs.
+        self._model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @property
     def model(self) -> TokenEncoder:
