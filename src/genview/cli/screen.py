@@ -109,11 +109,12 @@ def show_scores(folder: RunFolder) -> bool:
 
 def _scores(rows: list[Result]) -> Table:
     """Lay out final scores: the last backbone's, the best one's and the baseline's, where there are such."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     best = any(row.best is not None for row in rows)
     compared = any(row.baseline is not None for row in rows)
-    table = Table("measure", "with views" if compared else "last" if best else "this run")
+    measure = Column("measure", overflow="fold")  # its end tells measures apart
+    table = Table(measure, "with views" if compared else "last" if best else "this run")
     for name in ["best"] * best + ["same budget without", "difference"] * compared + ["protocol"]:
         table.add_column(name)
     for row in rows:
