@@ -133,7 +133,7 @@ def test_timms_own_weights_come_with_their_statistics(monkeypatch: pytest.Monkey
     backbone = GivenBackbone("resnet18.tv_in1k", args=ARGS).load()
     assert next(backbone.net.parameters()).unique().tolist() == [0.25]
     assert backbone.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    with pytest.raises(UserError, match=r"no pretrained weights for 'resnet18\.tv_in1'\. Did you mean"):
+    with pytest.raises(UserError, match=r"for 'resnet18\.tv_in1' \(backbone\.weights\)\. Did you mean"):
         GivenBackbone("resnet18.tv_in1").load()
 
     def offline(*_: object, **__: object) -> None:

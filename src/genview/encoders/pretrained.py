@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import timm
@@ -13,6 +14,8 @@ from torch import Tensor
 from genview.encoders.backbone import BackboneSettings, create_net
 from genview.encoders.strict import differences, shapes
 from genview.errors import UserError, nearest
+
+Numbers = tuple[float, float, float]
 
 
 def trunk_weights(settings: BackboneSettings, weights: str) -> dict[str, Tensor]:
@@ -31,17 +34,64 @@ def trunk_weights(settings: BackboneSettings, weights: str) -> dict[str, Tensor]
     return _of_timm(settings, weights)
 
 
-def _of_file(settings: BackboneSettings, path: Path) -> dict[str, Tensor]:
+class Pretrained(NamedTuple):
+    """Weights by timm's names, and the mean and deviation of images in [0, 1] that they expect."""
+
+    state: dict[str, Tensor]
+    mean: Numbers
+    std: Numbers
+
+
+def read_weights(path: Path, option: str) -> dict[str, Tensor]:
+    """Read a .safetensors file.
+
+    Args:
+        path: of the file.
+        option: that named it, for errors.
+
+    Raises:
+        UserError: it is another sort of file, missing, or damaged.
+    """
     if path.suffix != ".safetensors":
         raise UserError(
-            f"{path} could run code when it is read. Save the weights with safetensors and name that file."
+            f"{path} ({option}) could run code when it is read. Save the weights with safetensors and name that file."
         )
     try:
-        found = safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(path)
     except FileNotFoundError:
-        raise UserError(f"There is no file of weights {path} (encoder_weights).") from None
+        raise UserError(f"There is no file of weights {path} ({option}).") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file, or it is damaged: {error}.") from error
+
+
+def timms_own(name: str, args: Mapping[str, Any], option: str) -> Pretrained:
+    """Return the weights that timm has for a model, with a tag or without, less its classifier.
+
+    Args:
+        name: of the model, such as resnet50 or resnet50.a1_in1k.
+        args: of `timm.create_model`.
+        option: that named them, for errors.
+
+    Raises:
+        UserError: timm has none, or they cannot be had.
+    """
+    known = timm.list_pretrained()
+    if name not in known and name not in {other.partition(".")[0] for other in known}:
+        raise UserError(f"timm has no pretrained weights for '{name}' ({option}).{nearest(name, known)}")
+    try:
+        net = timm.create_model(name, pretrained=True, num_classes=0, **args)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"The weights of '{name}' cannot be had ({type(error).__name__}: {error}). Without a network, download "
+            f"model.safetensors elsewhere and name the file in {option}."
+        ) from error
+    config: dict[str, Any] = resolve_model_data_config(net)
+    mean, std = (tuple(float(x) for x in config[name]) for name in ("mean", "std"))
+    return Pretrained(net.state_dict(), mean, std)  # type: ignore[arg-type]  # three numbers each
+
+
+def _of_file(settings: BackboneSettings, path: Path) -> dict[str, Tensor]:
+    found = read_weights(path, "encoder_weights")
     wanted = create_net(settings).state_dict()
     head = ("fc.", "head.", "classifier.")
     body = {name: value for name, value in found.items() if name in wanted or not name.startswith(head)}
@@ -54,30 +104,16 @@ def _of_file(settings: BackboneSettings, path: Path) -> dict[str, Tensor]:
 
 
 def _of_timm(settings: BackboneSettings, weights: str) -> dict[str, Tensor]:
-    known = timm.list_pretrained()
-    if weights not in known and weights not in {name.partition(".")[0] for name in known}:
+    model = weights.partition(".")[0]
+    if model != settings.name and model in timm.list_models():
         raise UserError(
-            f"timm has no pretrained weights '{weights}' (encoder_weights), and a file would end in "
-            f".safetensors.{nearest(weights, known)}"
-        )
-    if weights.partition(".")[0] != settings.name:
-        raise UserError(
-            f"encoder_weights are those of a '{weights.partition('.')[0]}' and encoder.trunk.name is "
+            f"encoder_weights are those of a '{model}' and encoder.trunk.name is "
             f"'{settings.name}': they should be the same."
         )
-    try:
-        net = timm.create_model(weights, pretrained=True, num_classes=0, **settings.args)
-    except (OSError, RuntimeError) as error:
+    found = timms_own(weights, settings.args, "encoder_weights, where a file ends in .safetensors")
+    if (found.mean, found.std) != (tuple(settings.mean), tuple(settings.std)):
         raise UserError(
-            f"The weights '{weights}' cannot be had ({type(error).__name__}: {error}). Without a network, download "
-            "model.safetensors elsewhere and name the file in encoder_weights."
-        ) from error
-    config: dict[str, Any] = resolve_model_data_config(net)
-    mean, std = (tuple(float(x) for x in config[name]) for name in ("mean", "std"))
-    if (mean, std) != (tuple(settings.mean), tuple(settings.std)):
-        raise UserError(
-            f"'{weights}' expects images with mean {list(mean)} and std {list(std)}: set encoder.trunk.mean and "
-            "encoder.trunk.std so."
+            f"'{weights}' expects images with mean {list(found.mean)} and std {list(found.std)}: set "
+            "encoder.trunk.mean and encoder.trunk.std so."
         )
-    state: dict[str, Tensor] = net.state_dict()
-    return state
+    return found.state
