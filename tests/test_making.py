@@ -13,6 +13,7 @@ from PIL import Image
 from conftest import Painted
 from genview.errors import UserError
 from genview.experiment import Experiment, Stages, analyse_images, generate_views, parse, take_views
+from genview.experiment.load import dump
 from genview.generators import ImportSettings, ViewTable
 from genview.launch import Here, Indexed, Launcher, Local
 from genview.store import RunFolder
@@ -90,6 +91,21 @@ def test_doing_it_again_does_nothing(photographs: Path, here: RunFolder) -> None
     before = {path: path.stat().st_mtime_ns for path in here.views.rglob("*")}
     made(photographs, here.root, Here(), draws=2, scores={})
     assert {path: path.stat().st_mtime_ns for path in here.views.rglob("*")} == before
+
+
+def test_views_are_held_where_the_images_leave_room(photographs: Path, here: RunFolder, tmp_path: Path) -> None:
+    """The backbone is the same, and what was held is read from nowhere else."""
+    short = {"backbone": {"name": "resnet10t"}, "length": "2 steps", "batch": 4, "workers": 0}
+    backbones = []
+    for hold, held in (("0 GB", set()), ("0.1 MB", {"decode"}), ("1 MB", {"decode", "decode views"})):
+        run = RunFolder(Path(shutil.copytree(here.root, tmp_path / hold)))
+        run.experiment.unlink()
+        wanted = {**dump(experiment_on(photographs)), "pairs": {"size": 32}, "training": {**short, "hold": hold}}
+        told: set[str] = set()
+        Stages.open(parse(Experiment, wanted, "test"), run.root).pretrain(lambda what, *_, told=told: told.add(what))
+        assert {what for what in told if what.startswith("decode")} == held
+        backbones.append(run.backbone.read_bytes())
+    assert backbones[0] == backbones[1] == backbones[2]
 
 
 def test_another_encoder_scores_the_views(photographs: Path, here: RunFolder, tmp_path: Path) -> None:

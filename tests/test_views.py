@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from genview.generators.generate import finish, in_this_process
 from genview.generators.scores import SOURCES, diversity, embed_sources
 from genview.generators.shard import run_shard
 from genview.images.decode import decode
+from genview.images.held import Held, held
 from genview.seeds import seed_of
 from genview.store import read_at, read_table, write_json, write_table
 from genview.store.table import Column
@@ -42,6 +44,19 @@ def test_a_key_finds_its_own_views_in_the_order_of_draws(tmp_path: Path) -> None
     again = [views.find(key(1), n)[0].image.pixels() for n in (0, 2)]
     assert np.array_equal(again[0], again[1])
     assert views.find("absent", 0) == []
+
+
+def test_held_views_are_those_of_the_files_and_travel_with_the_table(tmp_path: Path) -> None:
+    views = make(tmp_path / "views", SETTINGS)
+    kept = ViewTable(views.folder, held(views.images, 3 * 8 * 8 * len(views)))
+    assert isinstance(kept.images, Held)
+    assert len({views.images.key(row) for row in range(len(views))}) == len(views)
+    expected = [found.image.pixels() for i in range(10) for found in views.find(key(i), 1, 2)]
+    for shard in views.folder.glob("*.tar"):
+        shard.unlink()
+    sent = copy(kept)  # as pickle does it, less the bytes; that the memory travels is tested where it is made
+    found = [view.image.pixels() for i in range(10) for view in sent.find(key(i), 1, 2)]
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_missing_counts_different_keys_without_a_view(tmp_path: Path) -> None:

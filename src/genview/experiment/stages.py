@@ -20,8 +20,8 @@ from genview.experiment.weighing import weigher
 from genview.foreground import Analysis, Looking
 from genview.generators import Generator, ViewTable
 from genview.generators.imported import imported
-from genview.images.held import held
-from genview.images.source import silent
+from genview.images.held import Held, held
+from genview.images.source import ImageSource, silent
 from genview.pairs import FindView, Pairs
 from genview.pairs.external import Eyes, Joined, neighbours
 from genview.report import write_page
@@ -142,11 +142,9 @@ class Stages:
     def _pairs(self, tell: Tell) -> Pairs:
         """The pairs to train on; external images make them more, or others, and a training no longer."""
         experiment, usable, views = self.experiment, self._usable(), self.experiment.views
-        training, source = experiment.training, self.sources.train
-        if budget := bytes_of(training.hold):
-            source = held(source, budget, _named(tell, self.label), training.workers)
+        source, left = self._held(self.sources.train, bytes_of(experiment.training.hold), tell)
         if views is None:
-            return Pairs(source, experiment.pairs, experiment.seed, self._find_view(usable), usable)
+            return Pairs(source, experiment.pairs, experiment.seed, self._find_view(usable, left, tell), usable)
         external = views.build(self.index and self.index / "external", self.tell)
         identity = {"views": dump(views), "images": dump(experiment)["images"], "found": len(external)}
         if views.use == "extra":
@@ -159,13 +157,21 @@ class Stages:
         found = neighbours(source, external, eyes, self.run.external, identity)
         return Pairs(source, experiment.pairs, experiment.seed, found.find, usable)
 
+    def _held(self, source: ImageSource, budget: int, tell: Tell, what: str = "") -> tuple[ImageSource, int]:
+        """Hold images decoded if they fit into so many bytes; return them, and the bytes that are left."""
+        if not budget:
+            return source, 0
+        found = held(source, budget, _named(tell, what + self.label), self.experiment.training.workers)
+        return found, budget - (found.size if isinstance(found, Held) else 0)
+
     @cached_property
     def view_table(self) -> ViewTable | None:
         """The generated or imported views of the run."""
         made = self.experiment.generator is not None or imported(self.run.views)
         return ViewTable(self.run.views) if made else None
 
-    def _find_view(self, usable: Sequence[int] | np.ndarray) -> FindView | None:
+    def _find_view(self, usable: Sequence[int] | np.ndarray, budget: int, tell: Tell) -> FindView | None:
+        """Find views of the images that are used; they are held decoded if they fit into `budget` bytes."""
         views, source = self.view_table, self.sources.train
         if views is None:
             return None
@@ -175,7 +181,7 @@ class Stages:
                 f"{missing} of {len(usable)} images have no generated view in {self.run.views}. Run `genview "
                 "generate` to make them, or allow it with --set pairs.missing=SHARE."
             )
-        return views.find
+        return ViewTable(views.folder, self._held(views.images, budget, tell, " views")[0]).find
 
     def looking(self, encoder: FrozenEncoder, tell: Tell) -> Looking:
         """The images to train on as a frozen encoder sees them."""

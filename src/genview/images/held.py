@@ -66,7 +66,12 @@ class Held:
         self.unreadable: dict[int, str] = {}
         self._sizes = sizes
         self._ends = 3 * sizes.prod(axis=1).cumsum()
-        self._buffer = Shared(int(self._ends[-1]) if len(sizes) else 0)
+        self._buffer = Shared(self.size)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def __len__(self) -> int:
         return len(self.source)

@@ -28,7 +28,8 @@ class TrainSettings:
     `precision` 'auto' is bfloat16 on GPUs that have it, else float32; 'float16' scales the loss.
     `augment` says where colours, blur and flips are done: by the workers that decode, or batched on the device;
     'auto' is the device where that is a GPU.
-    `hold` is the memory for decoded images: a data set that fits is decoded once.
+    `hold` is the memory for decoded images: a data set that fits is decoded once, and so are its generated views
+    where they fit into what is left.
     `clip` bounds the norm of the gradient.
     `log` writes the measures to TensorBoard or Weights & Biases as well.
     """
