@@ -196,8 +196,9 @@ def test_every_shipped_experiment_takes_two_steps(file: Path, tmp_path: Path) ->
     assert all(map(math.isfinite, losses))
 
 
-def test_the_shipped_study_has_the_rows_of_the_ablation() -> None:
-    grid = load_study(ROOT / "experiments" / "study-cifar10.yaml")
+@pytest.mark.parametrize("file", ["study-cifar10.yaml", "study-imagenette64.yaml"])
+def test_shipped_studies_have_the_rows_of_the_ablation(file: str) -> None:
+    grid = load_study(ROOT / "experiments" / file)
     assert len(grid.runs) == 30
     wanted = [(False, False), (True, False), (True, False), (True, False), (True, True)]
     for method in ("simsiam", "moco_v2"):

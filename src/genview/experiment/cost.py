@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -104,13 +105,16 @@ def training_cost(
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Seconds of one call, after one that warms up."""
+    """Seconds of the fastest of three calls, after one that warms up: other work on the machine only slows them."""
     work()
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    least = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        least = min(least, time.perf_counter() - start)
+    return least
 
 
 def in_bytes(count: float) -> str:
