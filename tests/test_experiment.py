@@ -199,11 +199,12 @@ def test_every_shipped_experiment_takes_two_steps(file: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("file", ["study-cifar10.yaml", "study-imagenette64.yaml"])
 def test_shipped_studies_have_the_rows_of_the_ablation(file: str) -> None:
     grid = load_study(ROOT / "experiments" / file)
-    assert len(grid.runs) == 30
-    wanted = [(False, False), (True, False), (True, False), (True, False), (True, True)]
+    assert len(grid.runs) == 36
+    wanted = [(False, False), (False, False), (True, False), (True, False), (True, False), (True, True)]
     for method in ("simsiam", "moco_v2"):
         rows = [run.experiment for run in grid.runs if run.variants[0] == method and run.experiment.seed == 0]
         assert [(row.generator is not None, row.quality is not None) for row in rows] == wanted
-        assert [row.noise.kind for row in rows[1:]] == ["constant", "random", "adaptive", "adaptive"]
+        assert [row.views is not None for row in rows] == [False, True, False, False, False, False]
+        assert [row.noise.kind for row in rows[2:]] == ["constant", "random", "adaptive", "adaptive"]
         assert {row.method.kind for row in rows} == {method}
         assert len({to_yaml(row.training) for row in rows}) == 1, "the same budget"

@@ -16,6 +16,7 @@ from conftest import Painted
 from genview.encoders import Encoded
 from genview.errors import UserError
 from genview.experiment import Experiment, Stages, parse
+from genview.experiment.load import dump
 from genview.pairs import NOT_GENERATED, Pairs, PairSettings, external
 from genview.pairs.external import Eyes, Joined, neighbours
 
@@ -105,10 +106,14 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "own", tmp_path / "other"
 
 
+def other(folders: tuple[Path, Path]) -> dict[str, str]:
+    return {"kind": "folder", "root": str(folders[1])}
+
+
 def experiment(folders: tuple[Path, Path], **views: Any) -> Experiment:
     content: dict[str, Any] = {
         "images": {"kind": "folder", "root": str(folders[0]), "labels": "none"},
-        "views": {"kind": "external", "root": str(folders[1]), **views} if views else None,
+        "views": {"kind": "external", "images": other(folders), **views} if views else None,
         "pairs": {"recipe": "small", "size": 16},
         "method": {"kind": "simsiam", "projection": 16, "bottleneck": 8},
         "training": {
@@ -148,11 +153,24 @@ def test_extra_images_are_trained_on() -> None:
     assert pairs[0, 11].image == 11
 
 
+def test_external_images_may_come_from_anywhere_and_are_held_decoded(tmp_path: Path) -> None:
+    """The digits, as images to train on and as another collection; the latter are kept in memory too."""
+    content = dump(experiment((tmp_path, tmp_path), use="extra"))
+    content["images"] = {"kind": "digits", "limit": 20}
+    content["views"]["images"] = {"kind": "digits", "limit": 30}
+    content["training"]["hold"] = "1 GB"
+    told: dict[str, int] = {}
+    stages = Stages.open(parse(Experiment, content, "test"), tmp_path / "out")
+    stages.pretrain(lambda what, _done, total, _note: told.update({what: total}))
+    assert (told["decode"], told["decode external"]) == (len(stages.sources.train), 30)
+    assert stages.run.backbone.exists()
+
+
 def test_two_answers_to_one_question(folders: tuple[Path, Path], tmp_path: Path) -> None:
     content = {
         "images": {"kind": "digits"},
         "generator": {"kind": "embedded"},
-        "views": {"kind": "external", "root": str(folders[1])},
+        "views": {"kind": "external", "images": other(folders)},
     }
     with pytest.raises(UserError, match="set generator: null"):
         Stages.open(parse(Experiment, content, "test"), tmp_path / "out")

@@ -147,6 +147,7 @@ class Stages:
             return Pairs(source, experiment.pairs, experiment.seed, self._find_view(usable, left, tell), usable)
         external = views.build(self.index and self.index / "external", self.tell)
         identity = {"views": dump(views), "images": dump(experiment)["images"], "found": len(external)}
+        external, _ = self._held(external, left, tell, " external")
         if views.use == "extra":
             claim(self.run.external, identity)
             joined = Joined(source, external)

@@ -6,7 +6,7 @@ Either they are more images to train on, or the one nearest to an image in a fro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from genview.encoders.frozen import FrozenEncoder
 from genview.errors import UserError
-from genview.images import FolderImages, ImageSource, Opened, batches, opened
+from genview.images import ImageSettings, ImageSource, Opened, batches, opened
 from genview.images.batches import Unreadable
 from genview.images.origin import FoundView
 from genview.images.source import Tell, silent
@@ -35,22 +35,21 @@ MARK = "//"
 
 @dataclass(frozen=True)
 class ExternalViews:
-    """Images below `root`, without labels; of `limit` of them at most, chosen at random.
+    """The images of another collection, from wherever images come; their labels are not used.
 
     `use: extra` trains on them beside the experiment's own, for as many steps as without them. `use: neighbours`
     takes for the second view of each image the external one whose embedding by the frozen `encoder` (see
     `encoders.load_frozen`) has the highest cosine with the image's.
     """
 
-    root: str
+    images: ImageSettings = field(metadata={"discriminator": "kind"})
     kind: Literal["external"] = "external"
     use: Literal["extra", "neighbours"] = "extra"
     encoder: str = "natural"
-    limit: int | None = None
 
     def build(self, keep: Path | None = None, tell: Tell = silent) -> ImageSource:
-        """Find the images; see `FolderImages.build`."""
-        return FolderImages(self.root, labels="none", limit=self.limit).build(keep, tell)
+        """Find the images, as those of an experiment are found."""
+        return self.images.build(keep, tell)
 
 
 class Joined:
