@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from genview.images import ImageFile, InMemory
 from genview.images.order import positions
 from genview.images.origin import FoundView
 from genview.pairs import NOT_GENERATED, Crops, FindView, Pairs, PairSettings, collate, recipe, recipes
+from genview.pairs.augment import Look
 
 PLAIN = PairSettings(recipe="small", size=16)
 
@@ -127,6 +129,9 @@ def test_recipes_are_those_of_the_papers() -> None:
     assert [(r.blur, r.solarise) for r in (*dino.full, dino.small)] == [(1.0, 0.0), (0.1, 0.2), (0.5, 0.0)]
     assert recipe("stablerep").full[0].coarse == 0.05
     assert all(r.flip == 0.0 for r in recipe("digits").full)
+    drawn = [recipe("crops").full[0].draw((40, 30), Random(n)) for n in range(50)]
+    assert {look._replace(box=(0, 0, 1, 1), flipped=False) for look in drawn} == {Look((0, 0, 1, 1))}
+    assert (len({look.box for look in drawn}), {look.flipped for look in drawn}) == (50, {False, True})
 
 
 def test_settings_replace_numbers_of_the_recipe() -> None:

@@ -21,6 +21,7 @@ RecipeName = Literal[
     "stablerep",
     "small",
     "digits",
+    "crops",
 ]
 
 SMALL = (0.05, 0.14)
@@ -55,7 +56,8 @@ def recipe(name: RecipeName) -> Recipe:
     crops that MoCo v3 uses for ResNets, `moco_v3_vit` with those for ViTs; `simclr` appendix A at strength 1;
     `byol` its table 6, which Barlow Twins and VICReg took over; `swav` and `dino` are made for small crops;
     `stablerep` is MoCo v2's with wider crops and images that are now and then coarse; `small` is the usual one for
-    32 px images, without blur; `digits` is for pictures whose meaning flips, greys and tight crops would change.
+    32 px images, without blur; `digits` is for pictures whose meaning flips, greys and tight crops would change;
+    `crops` cuts and flips, and leaves colours and sharpness as they are, for images whose meaning they carry.
     """
     match name:
         case "moco_v2" | "simsiam":
@@ -77,6 +79,8 @@ def recipe(name: RecipeName) -> Recipe:
             return _alike(ViewRecipe(blur=0.0))
         case "digits":
             return _alike(ViewRecipe(scale=(0.5, 1.0), flip=0.0, grey=0.0, blur=0.0))
+        case "crops":
+            return _alike(ViewRecipe(jitter_share=0.0, grey=0.0, blur=0.0))
 
 
 def _alike(one: ViewRecipe) -> Recipe:
