@@ -25,9 +25,10 @@ from genview.experiment import (
     parse,
     to_yaml,
 )
+from genview.experiment.cost import own_negatives
 from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettings
-from genview.methods import SimSiam
+from genview.methods import MoCoV2, SimSiam
 from genview.noise import Adaptive, Constant
 from genview.pairs import Pairs
 from genview.quality import ExactWeigher
@@ -208,3 +209,12 @@ def test_shipped_studies_have_the_rows_of_the_ablation(file: str) -> None:
         assert [row.noise.kind for row in rows[2:]] == ["constant", "random", "adaptive", "adaptive"]
         assert {row.method.kind for row in rows} == {method}
         assert len({to_yaml(row.training) for row in rows}) == 1, "the same budget"
+
+
+def test_a_queue_that_holds_keys_of_the_image_itself_is_told() -> None:
+    (line,) = own_negatives(MoCoV2(queue=1024), 1000, 64)
+    assert "1.0 are of the image itself" in line
+    assert line.endswith("method.queue: 200")
+    assert not list(own_negatives(MoCoV2(queue=200), 1000, 64))
+    assert not list(own_negatives(MoCoV2(queue=64), 100, 64)), "a batch must fit into it"
+    assert not list(own_negatives(SimSiam(), 10, 64))

@@ -59,28 +59,7 @@ def recipe(name: RecipeName) -> Recipe:
     32 px images, without blur; `digits` is for pictures whose meaning flips, greys and tight crops would change;
     `crops` cuts and flips, and leaves colours and sharpness as they are, for images whose meaning they carry.
     """
-    match name:
-        case "moco_v2" | "simsiam":
-            return _alike(ViewRecipe())
-        case "moco_v3":
-            return _asymmetric((0.2, 1.0))
-        case "moco_v3_vit" | "byol" | "barlow_twins" | "vicreg":
-            return _asymmetric((0.08, 1.0))
-        case "simclr":
-            return _alike(ViewRecipe(scale=(0.08, 1.0), jitter=STRONG))
-        case "swav":
-            return _alike(ViewRecipe(scale=(0.14, 1.0), jitter=STRONG))
-        case "dino":
-            two = _asymmetric((0.4, 1.0)).full
-            return Recipe(two, ViewRecipe(scale=(0.05, 0.4), jitter=WEAK))
-        case "stablerep":
-            return _alike(ViewRecipe(scale=(0.08, 1.0), coarse=0.05))
-        case "small":
-            return _alike(ViewRecipe(blur=0.0))
-        case "digits":
-            return _alike(ViewRecipe(scale=(0.5, 1.0), flip=0.0, grey=0.0, blur=0.0))
-        case "crops":
-            return _alike(ViewRecipe(jitter_share=0.0, grey=0.0, blur=0.0))
+    return _RECIPES[name]
 
 
 def _alike(one: ViewRecipe) -> Recipe:
@@ -92,3 +71,21 @@ def _asymmetric(scale: tuple[float, float]) -> Recipe:
     first = ViewRecipe(scale=scale, jitter=WEAK, blur=1.0)
     second = ViewRecipe(scale=scale, jitter=WEAK, blur=0.1, solarise=0.2)
     return Recipe((first, second), ViewRecipe(scale=SMALL, jitter=WEAK))
+
+
+_RECIPES: dict[RecipeName, Recipe] = {
+    "moco_v2": _alike(ViewRecipe()),
+    "simsiam": _alike(ViewRecipe()),
+    "moco_v3": _asymmetric((0.2, 1.0)),
+    "moco_v3_vit": _asymmetric((0.08, 1.0)),
+    "byol": _asymmetric((0.08, 1.0)),
+    "barlow_twins": _asymmetric((0.08, 1.0)),
+    "vicreg": _asymmetric((0.08, 1.0)),
+    "simclr": _alike(ViewRecipe(scale=(0.08, 1.0), jitter=STRONG)),
+    "swav": _alike(ViewRecipe(scale=(0.14, 1.0), jitter=STRONG)),
+    "dino": Recipe(_asymmetric((0.4, 1.0)).full, ViewRecipe(scale=(0.05, 0.4), jitter=WEAK)),
+    "stablerep": _alike(ViewRecipe(scale=(0.08, 1.0), coarse=0.05)),
+    "small": _alike(ViewRecipe(blur=0.0)),
+    "digits": _alike(ViewRecipe(scale=(0.5, 1.0), flip=0.0, grey=0.0, blur=0.0)),
+    "crops": _alike(ViewRecipe(jitter_share=0.0, grey=0.0, blur=0.0)),
+}
