@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -27,6 +26,8 @@ from genview.training.settings import share_of
 OWN_NEGATIVES = 0.2
 """Keys of an image itself in a queue, on average, from which on it is told: 0.46 cost 2 points of kNN accuracy on
 CIFAR-10, against 0.11 (docs/results.md)."""
+LONG = 2.0
+"""Seconds after which a call is not timed again."""
 
 
 class Item(NamedTuple):
@@ -122,16 +123,18 @@ def own_negatives(method: Method, images: int, batch: int) -> Iterator[str]:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of three calls, after one that warms up: other work on the machine only slows them."""
+    """Seconds of a call, after one that warms up: of the fastest of three, as other work on the machine only slows
+    them, or of the only one where it takes long.
+    """
     work()
-    least = math.inf
-    for _ in range(3):
+    calls: list[float] = []
+    while len(calls) < 3 and sum(calls) < LONG:
         start = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        least = min(least, time.perf_counter() - start)
-    return least
+        calls.append(time.perf_counter() - start)
+    return min(calls)
 
 
 def in_bytes(count: float) -> str:

@@ -87,7 +87,7 @@ class ViewTable:
         self._high, self._low = columns["high"], columns["low"]
         self.levels, self.draws = columns["level"], columns["draw"]
         self.scores, self.diversity = columns["score"], columns["diversity"]
-        self.images = images or ViewImages(folder)
+        self.images = ViewImages(folder) if images is None else images
         summary = json.loads((folder / SUMMARY).read_text())
         self.planned, self.made, self.dropped, self.failed = (
             int(summary[name]) for name in ("planned", "made", "dropped", "failed")
