@@ -16,7 +16,7 @@ from genview.errors import UserError, nearest
 from genview.images.combine import limited
 from genview.images.decode import ImageFile
 from genview.images.index import Index, Listed
-from genview.images.source import ImageSource, Tell, UnreadableImage, checked, silent
+from genview.images.source import ImageSource, Tell, bytes_of, checked, silent
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
 Labels = Literal["auto", "folders", "none"]
@@ -76,10 +76,7 @@ class Folder:
 
     def data(self, i: int) -> bytes:
         """Read."""
-        try:
-            return (self.root / self._index.key(i)).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+        return bytes_of(self.root / self._index.key(i))
 
     def label(self, i: int) -> int | None:
         """Index of the class folder."""

@@ -13,7 +13,7 @@ from genview.errors import UserError
 from genview.images.combine import limited
 from genview.images.decode import ImageFile
 from genview.images.folder import existing
-from genview.images.source import ImageSource, Tell, UnreadableImage, checked, silent
+from genview.images.source import ImageSource, Tell, bytes_of, checked, silent
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ class Listing:
 
     def opened(self, i: int) -> ImageFile:
         """Read, not yet decode."""
-        try:
-            return ImageFile((self.root / self._keys[i]).read_bytes())
-        except OSError as error:
-            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+        return ImageFile(bytes_of(self.root / self._keys[i]))
 
     def label(self, i: int) -> int | None:
         """Index of the listed label."""

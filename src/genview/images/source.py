@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
@@ -20,6 +21,18 @@ def silent(what: str, done: int, total: int, note: str) -> None:
 
 class UnreadableImage(Exception):  # noqa: N818 - not an error of the program: the stage records it and goes on
     """An image that cannot be used; the message is the reason, fit for the quarantine list."""
+
+
+def bytes_of(file: Path) -> bytes:
+    """Read `file`.
+
+    Raises:
+        UnreadableImage: the operating system does not give its bytes.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
 
 def checked(keys: list[str], where: str) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from genview.errors import UserError
 from genview.images.combine import Subset, limited
 from genview.images.decode import ImageFile
-from genview.images.source import ImageSource, Tell, UnreadableImage, silent
+from genview.images.source import ImageSource, Tell, bytes_of, silent
 from genview.seeds import seed_of
 
 SetName = Literal[
@@ -137,10 +137,7 @@ class TorchvisionFiles:
 
     def opened(self, i: int) -> ImageFile:
         """Read, not yet decode."""
-        try:
-            return ImageFile((self._root / self._keys[i]).read_bytes())
-        except OSError as error:
-            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+        return ImageFile(bytes_of(self._root / self._keys[i]))
 
     def label(self, i: int) -> int | None:
         """As the set gives it."""

@@ -16,6 +16,7 @@ from genview.errors import UserError
 from genview.evaluation.detection.coco import Annotated, Row, pycocotools
 from genview.images import ImageFile, UnreadableImage
 from genview.images.folder import existing
+from genview.images.source import bytes_of
 from genview.seeds import seed_of
 
 Target = dict[str, Tensor]
@@ -74,9 +75,7 @@ class Objects(Dataset[Example]):
         image, rows = self.images[i], self.rows[self.images[i]["id"]]
         key, size = image["file_name"], (image["width"], image["height"])
         try:
-            pixels = ImageFile((self.folder / key).read_bytes()).image()
-        except OSError as error:
-            return self._unusable(image, f"cannot be read: {error.strerror}")
+            pixels = ImageFile(bytes_of(self.folder / key)).image()
         except UnreadableImage as reason:
             return self._unusable(image, str(reason))
         if pixels.size != size:
