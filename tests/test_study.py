@@ -20,10 +20,11 @@ from genview.experiment import Grid, Stages, load_study, run_all, run_study
 from genview.experiment.grid import laid_over
 from genview.experiment.sharing import Shared, link, making_of
 from genview.experiment.study import Runs
+from genview.experiment.study_progress import steps_done
 from genview.launch import Here, Indexed
 from genview.methods import SimSiam
 from genview.noise import Random
-from genview.report import watched
+from genview.report import standings, watched
 from genview.report.collect import final
 from genview.store import RunFolder
 
@@ -196,6 +197,57 @@ def test_killed_in_a_training_and_continued_ends_in_the_same_bytes(
 
 
 STEPS = ["experiment.training.measure_every=1 steps"]
+
+
+def test_steps_of_all_trainings_are_told_whoever_does_them(finished: Path, file: Path, tmp_path: Path) -> None:
+    out, told = copied(finished, tmp_path), []
+    shutil.rmtree(out / "runs" / "baseline" / "seed-1")
+
+    def tell(what: str, done: int, total: int, _note: str) -> None:
+        if what == "steps":
+            told.append((done, total))
+
+    grid = load_study(file, ["vary.views.wrong={generator: null, quality: null, training: {batch: 1000}}"])
+    with pytest.raises(UserError, match="2 of 6 runs failed"):
+        run_study(grid, out, Here(), tell)
+    assert told[0] == (9, 12), "three of the four runs of three steps are done; a run that cannot begin has no steps"
+    assert told[-1] == (12, 12)
+    told.clear()
+    run_study(load_study(file), out, Here(), tell)
+    assert not told, "there is nothing left to wait for"
+
+
+def test_watch_shows_the_runs_of_a_study(finished: Path, tmp_path: Path, said: Callable[..., Any]) -> None:
+    out = copied(finished, tmp_path)
+    assert "4 of 4 runs finished" in said("watch", "--out", out).stderr, "it ends by itself"
+    names = ("baseline/seed-0", "baseline/seed-1", "adaptive-quality/seed-0")
+    begun, failed, waiting = (RunFolder(out / "runs" / name) for name in names)
+    for run in (begun, failed, waiting):
+        run.finished.unlink()
+    failed.failure.write_text("no luck")
+    waiting.measures_file.unlink()
+    begun.measure("train/seconds_left", 120.0, 2)
+    assert [(run.name, run.state) for run in standings(out)] == [
+        ("adaptive-quality/seed-0", "waiting"),
+        ("adaptive-quality/seed-1", "finished"),
+        ("baseline/seed-0", "begun"),
+        ("baseline/seed-1", "failed"),
+    ]
+    lines = said("watch", "--out", out, "--once").stderr.splitlines()
+    assert "1 of 4 runs finished" in lines[0]
+    shown = {line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:4]] for line in lines[4:-1]}
+    assert shown == {"baseline/seed-0": ["2", "2.0 min"], "baseline/seed-1": ["failed", ""]}
+    assert "Nothing is measured in" in said("watch", "--out", waiting.views, "--once").stderr
+
+
+def test_steps_done_are_those_of_the_latest_measure(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert steps_done(run, 40) == 0
+    for step in (10, 20):
+        run.measure("train/loss", 1.0, step)
+    assert steps_done(run, 40) == 20
+    run.backbone.touch()
+    assert steps_done(run, 40) == 40
 
 
 def test_a_run_that_fails_takes_no_other_with_it(

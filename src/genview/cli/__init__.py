@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,7 @@ from rich.markup import escape
 from genview.cli.examine import check_examination, do_examine
 from genview.cli.export import export
 from genview.cli.options import NO_SETS, Address, File, Launching, Out, Set, Workers, chosen
-from genview.cli.screen import FOLLOWS, TOGETHER, Bars, board, screen, show, show_scores
+from genview.cli.screen import FOLLOWS, TOGETHER, Bars, screen, show, show_scores
 from genview.cli.study import check_study, do_study
 from genview.errors import UserError, writing
 
@@ -225,20 +224,10 @@ def watch(
     out: Out,
     once: Annotated[bool, typer.Option("--once", help="Show it once and stop.")] = False,
 ) -> None:
-    """Show how a training in a run folder fares, from another terminal."""
-    from rich.live import Live
+    """Show how a training in a run folder, or the runs of a study, fare, from another terminal."""
+    from genview.cli.watch import do_watch
 
-    from genview.report import watched
-    from genview.store import RunFolder
-
-    run = RunFolder(out)
-    if not out.is_dir():
-        raise UserError(f"There is no run folder {out}.")
-    with Live(board(watched(run)), console=screen, screen=False, auto_refresh=False) as live:
-        while not once and not any(path.exists() for path in (run.backbone, out / "model_index.json")):
-            time.sleep(2)
-            live.update(board(watched(run)), refresh=True)
-        live.update(board(watched(run)), refresh=True)
+    do_watch(out, once)
 
 
 def _load(file: Path, sets: list[str]) -> Experiment:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from genview.experiment import Experiment
-    from genview.report import Curve, Result
+    from genview.report import Result
     from genview.store import RunFolder
 
 screen = Console(stderr=True)
@@ -127,13 +127,3 @@ def _scores(rows: list[Result]) -> Table:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def board(curves: list[Curve]) -> Table:
-    """Lay out the measures of a training that is going on."""
-    from rich.table import Table
-
-    table = Table("measure", "step", "value", "of late")
-    for curve in curves:
-        table.add_row(curve.name, f"{curve.step:,}", curve.shown, curve.line)
-    return table

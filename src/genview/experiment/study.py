@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from genview.experiment.load import to_yaml
 from genview.experiment.schema import Experiment
 from genview.experiment.sharing import Shared, making_of
 from genview.experiment.stages import Stages
+from genview.experiment.study_progress import telling_steps
 from genview.images.source import silent
 from genview.launch import Here, Indexed, Launcher, launch
 from genview.report import Design, write_study, write_tables
@@ -140,7 +142,8 @@ def run_study(grid: Grid, out: Path, launcher: Launcher, tell: Tell) -> None:
         ready = _share(runs, left, launcher, tell)
         earlier, total = len(grid.runs) - len(left), len(grid.runs)
         tell("runs", earlier, total, "")
-        launch(launcher, runs, ready, lambda done, _, note: tell("runs", earlier + done, total, note))
+        with telling_steps(stages, tell) if ready else nullcontext():
+            launch(launcher, runs, ready, lambda done, _, note: tell("runs", earlier + done, total, note))
     except UserError as error:
         stopped = str(error)
     write_study(runs.design, out)

@@ -6,7 +6,7 @@ from genview.report.comparison import Design, Entry, Row
 from genview.report.fitting import write_fit_page
 from genview.report.page import write_page
 from genview.report.study import write_study, write_tables
-from genview.report.watch import Curve, watched
+from genview.report.watch import Curve, Standing, standings, watched
 
 __all__ = [
     "Compared",
@@ -15,7 +15,9 @@ __all__ = [
     "Entry",
     "Result",
     "Row",
+    "Standing",
     "results",
+    "standings",
     "watched",
     "write_comparison",
     "write_fit_page",

@@ -1,9 +1,12 @@
-"""What there is to see of a training that is going on, read from the end of its measures."""
+"""What there is to see of trainings while they go on, one or those of a study: read from their measures."""
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from genview.report.words import span
 from genview.store import Measure, RunFolder
@@ -32,6 +35,36 @@ def watched(run: RunFolder) -> list[Curve]:
         Curve(name, rows[-1].step, _in_words(name, rows[-1].value), _line([row.value for row in rows[-POINTS:]]))
         for name, rows in found.items()
     ]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run of a study stands: its latest step, the time left in words, the seconds since its latest measure."""
+
+    name: str
+    state: Literal["waiting", "begun", "failed", "finished"]
+    step: int = 0
+    left: str = ""
+    silence: float = 0.0
+
+
+def standings(study: Path) -> list[Standing]:
+    """Return how each run in the folder of a study stands, by name."""
+    folders = sorted(path.parent for path in (study / "runs").rglob("experiment.yaml"))
+    return [_standing(folder.relative_to(study / "runs").as_posix(), RunFolder(folder)) for folder in folders]
+
+
+def _standing(name: str, run: RunFolder) -> Standing:
+    if run.finished.exists():
+        return Standing(name, "finished")
+    if run.failure.exists():
+        return Standing(name, "failed")
+    measures = run.latest(16_384)
+    if not measures:
+        return Standing(name, "waiting")
+    left = [span(m.value) for m in measures if m.name == "train/seconds_left"]
+    silence = time.time() - run.measures_file.stat().st_mtime
+    return Standing(name, "begun", measures[-1].step, left[-1] if left else "", silence)
 
 
 def _in_words(name: str, value: float) -> str:
