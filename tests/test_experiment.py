@@ -30,7 +30,7 @@ from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettings
 from genview.methods import MoCoV2, SimSiam
 from genview.noise import Adaptive, Constant
-from genview.pairs import Pairs
+from genview.pairs import Pairs, SameClassViews
 from genview.quality import ExactWeigher
 from genview.store import RunFolder
 from genview.training import pretrain
@@ -209,6 +209,20 @@ def test_shipped_studies_have_the_rows_of_the_ablation(file: str) -> None:
         assert [row.noise.kind for row in rows[2:]] == ["constant", "random", "adaptive", "adaptive"]
         assert {row.method.kind for row in rows} == {method}
         assert len({to_yaml(row.training) for row in rows}) == 1, "the same budget"
+
+
+def test_the_study_of_budgets_varies_length_and_second_view_alone() -> None:
+    runs = {run.variants: run.experiment for run in load_study(ROOT / "experiments" / "study-budget.yaml").runs}
+    assert len(runs) == 8
+    short, first = runs["40 epochs", "originals"], runs["200 epochs", "originals"]
+    assert short == replace(first, training=replace(first.training, length="40 epochs"))
+    for (_, name), other in runs.items():
+        assert (other.generator is None, other.views) == (name != "generated", SAME.get(name))
+        assert other.pairs == replace(first.pairs, views=0.3 if "30" in name else 1.0)
+        assert replace(other.training, length=first.training.length) == first.training
+
+
+SAME = {"same class": SameClassViews(), "same class, 30 %": SameClassViews()}
 
 
 def test_a_queue_that_holds_keys_of_the_image_itself_is_told() -> None:

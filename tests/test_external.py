@@ -142,7 +142,7 @@ def test_training_takes_as_many_steps_as_without(folders: tuple[Path, Path], use
         steps.append([m.step for m in stages.run.measures() if m.name == "train/loss"])
     assert steps[0] == steps[1] == list(range(1, 11))
     page = stages.run.page.read_text()
-    assert "external images" in page
+    assert "other images" in page
     assert "With generated views" not in page
 
 

@@ -25,6 +25,7 @@ from genview.images import (
     TogetherImages,
     TorchvisionImages,
 )
+from genview.pairs import ExternalViews, SameClassViews
 from genview.report import results
 from genview.store import RunFolder
 
@@ -86,8 +87,13 @@ def _count(experiment: Experiment, run: RunFolder) -> str:
 
 
 def _views(experiment: Experiment) -> str:
+    match experiment.views:
+        case ExternalViews(use=use):
+            return f"another collection ({use})"
+        case SameClassViews():
+            return "other images of the same class, by their labels"
     if experiment.generator is None:
-        return "none generated" if experiment.views is None else f"another collection ({experiment.views.use})"
+        return "none generated"
     kind, weights = experiment.generator.kind, experiment.generator.weights
     name, licence = PUBLISHED.get(kind, (kind, None)) if not weights else (f"{kind} {_named(weights)}", None)
     licence = licence or (licence_of(weights_folder(weights)) if weights else None)

@@ -15,7 +15,7 @@ from genview.generators.settings import GenerateSettings
 from genview.images import ImageSettings
 from genview.methods import Method, MoCoV2
 from genview.noise import Adaptive, NoisePolicy
-from genview.pairs import ExternalViews, PairSettings
+from genview.pairs import ExternalViews, PairSettings, SameClassViews
 from genview.quality import QualitySettings, with_kind
 from genview.training import TrainSettings
 
@@ -50,7 +50,8 @@ class Experiment:
     A generator's `preset` (paper, balanced, fast, draft) stands for options, and those given beside it win.
     `generator: null` gives pairs of the originals alone and `quality: null` equal weights: the paper's
     baselines. `baseline: true` trains that baseline too, with the same budget, and shows both side by side.
-    `views` takes images of another collection instead of generated ones, a comparison of the paper.
+    `views` takes other images instead of generated ones, to compare with: of another collection, as the paper does,
+    or of the same class.
     `test` holds labelled images to evaluate on; where it is absent, a fifth of `images` is held out for that.
     `validation` holds a part of labelled `images` out of the training, to choose the backbone that is kept beside the
     last one: a share of each class below 1, or a number of images. Test images are never used for a choice.
@@ -64,7 +65,7 @@ class Experiment:
     foreground: AnalyseSettings = field(default_factory=AnalyseSettings)
     noise: Annotated[NoisePolicy, Field(discriminator="kind")] = field(default_factory=Adaptive)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
-    views: ExternalViews | None = None
+    views: Annotated[ExternalViews | SameClassViews, Field(discriminator="kind")] | None = None
     pairs: PairSettings = field(default_factory=PairSettings)
     quality: Annotated[Annotated[QualitySettings, Field(discriminator="kind")] | None, BeforeValidator(with_kind)] = (
         None

@@ -22,8 +22,9 @@ from genview.generators import Generator, ViewTable
 from genview.generators.imported import imported
 from genview.images.held import Held, held
 from genview.images.source import ImageSource, silent
-from genview.pairs import FindView, Pairs
+from genview.pairs import FindView, Pairs, SameClassViews
 from genview.pairs.external import Eyes, Joined, neighbours
+from genview.pairs.same_class import Classmates
 from genview.report import write_page
 from genview.store import RunFolder, claim, write_bytes
 from genview.store.parts import differences
@@ -140,11 +141,14 @@ class Stages:
         return np.fromiter((i for i in range(len(source)) if source.key(i) in known), np.int64)
 
     def _pairs(self, tell: Tell) -> Pairs:
-        """The pairs to train on; external images make them more, or others, and a training no longer."""
+        """The pairs to train on; other images make them more, or others, and a training no longer."""
         experiment, usable, views = self.experiment, self._usable(), self.experiment.views
         source, left = self._held(self.sources.train, bytes_of(experiment.training.hold), tell)
         if views is None:
             return Pairs(source, experiment.pairs, experiment.seed, self._find_view(usable, left, tell), usable)
+        if isinstance(views, SameClassViews):
+            claim(self.run.external, {"views": dump(views)})
+            return Pairs(source, experiment.pairs, experiment.seed, Classmates(source, usable).find, usable)
         external = views.build(self.index and self.index / "external", self.tell)
         identity = {"views": dump(views), "images": dump(experiment)["images"], "found": len(external)}
         external, _ = self._held(external, left, tell, " external")

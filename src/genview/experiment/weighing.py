@@ -47,7 +47,7 @@ def weigher(stages: Stages, tell: Tell) -> Weigh | None:
     match settings:
         case CachedQuality():
             if experiment.views is not None:
-                raise UserError("quality.kind cached is for views in the run: take kind exact for external images.")
+                raise UserError("quality.kind cached is for views in the run: take kind exact for other images.")
             caching = Caching(looking, stages.view_table, direction, settings, experiment.pairs.size)
             return cache(caching, run.quality / "maps", seed=experiment.seed, identity=identity)
         case MaskQuality():

@@ -4,6 +4,7 @@ from genview.pairs.augment import Look, Looks, ViewRecipe
 from genview.pairs.dataset import NOT_GENERATED, Crops, FindView, PairBatch, Pairs, PairSettings, collate
 from genview.pairs.external import ExternalViews
 from genview.pairs.recipes import Recipe, RecipeName, recipe
+from genview.pairs.same_class import SameClassViews
 
 __all__ = [
     "NOT_GENERATED",
@@ -17,6 +18,7 @@ __all__ = [
     "Pairs",
     "Recipe",
     "RecipeName",
+    "SameClassViews",
     "ViewRecipe",
     "collate",
     "recipe",

@@ -145,7 +145,7 @@ class Material:
         """What this run has that its baseline lacks, in words; empty where it has nothing more."""
         weighted = any(m.name.startswith("quality/") for m in self.measures)
         parts = ["generated views"] * (self.views is not None)
-        parts += ["external images"] * self.run.external.exists() + ["quality weights"] * weighted
+        parts += ["other images"] * self.run.external.exists() + ["quality weights"] * weighted
         return " and ".join(parts)
 
 

@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def external(self) -> Path:
-        """What was made of the images of another collection, where an experiment compares with them."""
+        """What belongs to other images, where an experiment takes them instead of generated ones."""
         return self.root / "external"
 
     @property
