@@ -214,7 +214,7 @@ def test_shipped_studies_have_the_rows_of_the_ablation(file: str) -> None:
 def test_the_study_of_budgets_varies_length_and_second_view_alone() -> None:
     runs = {run.variants: run.experiment for run in load_study(ROOT / "experiments" / "study-budget.yaml").runs}
     assert len(runs) == 8
-    short, first = runs["40 epochs", "originals"], runs["200 epochs", "originals"]
+    short, first = runs["40 epochs", "originals"], runs["160 epochs", "originals"]
     assert short == replace(first, training=replace(first.training, length="40 epochs"))
     for (_, name), other in runs.items():
         assert (other.generator is None, other.views) == (name != "generated", SAME.get(name))
