@@ -324,7 +324,8 @@ def test_sizes_follow_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> N
     assert choices(10_000_000, plain)["fit"]["samples"] == 3_000_000
     own = choices(600, replace(plain, encoder_weights="train"))
     assert "start_from" not in own["fit"]
-    assert own["method"]["queue"] == 256
+    assert own["method"]["queue"] == 128
+    assert choices(5_000, plain)["method"]["queue"] == 512, "a fifth of the images at most"
     assert [power_of_two(n) for n in (0, 1, 2, 3, 64, 65)] == [1, 1, 2, 2, 64, 64]
     monkeypatch.setattr("genview.experiment.fit_choice.has_matrix_units", lambda: True)
     expected = "float32" if torch.cuda.is_available() else "bfloat16"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from genview.experiment.cost import OWN_NEGATIVES
 from genview.experiment.fit import FitExperiment, parted
 from genview.experiment.load import overridden, parse
 from genview.images.source import Tell, silent
@@ -70,9 +71,7 @@ def choices(count: int, plain: FitExperiment) -> dict[str, Any]:
     }
     if plain.method != usual.method:
         return {"training": training, "fit": fit}
-    queue = max(
-        128, min(usual.method.queue, power_of_two(count // 2))
-    )  # else it would hold every image several times
+    queue = max(128, min(usual.method.queue, power_of_two(int(OWN_NEGATIVES * count))))
     return {"training": training, "method": {"kind": "moco_v2", "momentum": 0.99, "queue": queue}, "fit": fit}
 
 
