@@ -211,6 +211,17 @@ def test_shipped_studies_have_the_rows_of_the_ablation(file: str) -> None:
         assert len({to_yaml(row.training) for row in rows}) == 1, "the same budget"
 
 
+@pytest.mark.parametrize(
+    ("alone", "study", "method"),
+    [("cifar10_simsiam", "study-cifar10", "simsiam"), ("imagenette64_moco_v2", "study-imagenette64", "moco_v2")],
+)
+def test_an_experiment_that_quotes_a_study_is_a_run_of_it(alone: str, study: str, method: str) -> None:
+    quoted = load(Experiment, ROOT / "experiments" / f"{alone}.yaml")
+    runs = load_study(ROOT / "experiments" / f"{study}.yaml").runs
+    run = next(r for r in runs if r.variants == (method, "adaptive level + quality") and r.experiment.seed == 0)
+    assert quoted == replace(run.experiment, baseline=True)
+
+
 def test_the_study_of_budgets_varies_length_and_second_view_alone() -> None:
     runs = {run.variants: run.experiment for run in load_study(ROOT / "experiments" / "study-budget.yaml").runs}
     assert len(runs) == 8
