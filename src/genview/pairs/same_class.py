@@ -1,4 +1,4 @@
-"""Another image of the same class as the second view: how far views that keep the class could help, at the best."""
+"""Another image of the same class as the second view: the far end of diversity for views that keep the class."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from genview.pairs.dataset import NOT_GENERATED
 class SameClassViews:
     """Other images of the same class, new ones each time, in the place of generated views.
 
-    It needs labels, so it is not self-supervised learning but a yardstick: no generator that keeps the class of an
-    image could be more diverse. `pairs.views` is how often, as it is for generated views.
+    It needs labels, so it is not self-supervised learning but something to compare with: no generator that keeps the
+    class of an image could be more diverse. `pairs.views` is how often, as it is for generated views.
     """
 
     kind: Literal["same_class"] = "same_class"
