@@ -19,8 +19,6 @@ from genview.pairs.same_class import Classmates
 
 
 class Unlabelled(Painted):
-    classes = ()
-
     def __init__(self, count: int) -> None:
         super().__init__(count)
         self.classes = ()

@@ -277,8 +277,12 @@ def test_what_nobody_foresaw_is_told_too_and_the_others_go_on(
     out, train = copied(finished, tmp_path), Stages.pretrain
     for name in ("baseline/seed-0", "baseline/seed-1"):
         shutil.rmtree(out / "runs" / name)
+    again = RunFolder(out / "runs" / "baseline" / "seed-1")
+    again.failure.parent.mkdir()
+    again.failure.write_text("of an earlier start")
 
     def fail(stages: Stages, tell: Callable[..., None]) -> None:
+        assert not stages.run.failure.exists(), "whoever watches sees that it is tried again"
         if stages.experiment.seed == 0:
             raise ValueError("a fault of the program")
         train(stages, tell)

@@ -70,6 +70,7 @@ class Runs:
 
     def do(self, device: str, number: int) -> None:
         """Do a run on a device, continuing where it stopped, and bring the table up to date."""
+        self.run_folder(number).failure.unlink(missing_ok=True)
         try:
             self._complete(self.grid.runs[number], self.making(number), device)
         except UserError as error:
@@ -78,7 +79,6 @@ class Runs:
         except Exception:
             self.failed(number, traceback.format_exc())
             raise
-        self.run_folder(number).failure.unlink(missing_ok=True)
         write_json(self.run_folder(number).finished, {"device": device})
         write_tables(self.design, self.out)
 
