@@ -7,69 +7,28 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
-import timm
 import torch
-import yaml
 
-from conftest import Painted, Said
+from conftest import Said
 from genview.encoders import BackboneSettings, load_frozen
 from genview.encoders.backbone import create_net
-from genview.encoders.pretrained import trunk_weights
-from genview.errors import UserError
-from genview.experiment import FitExperiment, for_folder, load, parse
-from genview.experiment.fit import Fit, parted
-from genview.experiment.fit_choice import choices, power_of_two
+from genview.experiment import FitExperiment, load
+from genview.experiment.fit import Fit
 from genview.generators import EmbeddedSettings
 from genview.generators.token_diffusion import load_layout
-from genview.images import DigitImages
 from genview.report import write_fit_page
 from genview.report.fitting import sheet
 from genview.store import RunFolder
-
-TRUNK: dict[str, Any] = {
-    "name": "resnet18",
-    "args": {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]},
-    "stem_stride": 2,
-}
-EXPERIMENT: dict[str, Any] = {
-    "encoder": {"trunk": TRUNK, "detail_channels": 4, "gist_channels": 6},
-    "method": {"kind": "simsiam", "projection": 16, "bottleneck": 8},
-    "pairs": {"recipe": "small", "size": 32},
-    "training": {"length": "4 steps", "batch": 8, "workers": 0, "save_every": "2 steps", "measure_every": "1 steps"},
-    "fit": {
-        "network": {"widths": [16, 32], "layers": 1},
-        "samples": 48,
-        "batch": 8,
-        "workers": 0,
-        "device": "cpu",
-        "measure_every": 2,
-        "sample_every": 4,
-        "save_every": 3,
-    },
-}
+from scans import TRUNK, scans
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty images of 8 to 900 px, three of which are none, and an experiment."""
-    root = tmp_path_factory.mktemp("fit-generator")
-    (root / "scans").mkdir()
-    painted = Painted(40)
-    for i in range(40):
-        side = (32, 8, 40, 900)[i % 4] if i < 8 else 32
-        painted.image(i).resize((side, side)).save(root / "scans" / f"{i:02d}.png")
-    (root / "scans" / "10.png").write_bytes(b"")
-    (root / "scans" / "11.png").write_bytes(b"no image at all")
-    whole = (root / "scans" / "12.png").read_bytes()
-    (root / "scans" / "12.png").write_bytes(whole[: len(whole) // 2])
-    experiment = {"images": {"kind": "folder", "root": str(root / "scans")}, **EXPERIMENT}
-    (root / "fit.yaml").write_text(yaml.safe_dump(experiment))
-    return root
+    return scans(tmp_path_factory.mktemp("fit-generator"))
 
 
 @pytest.fixture
@@ -274,93 +233,6 @@ def test_an_encoder_of_others_with_the_network_of_a_start(finished: Path, folder
         assert torch.equal(mine, theirs)
 
 
-def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
-    settings = BackboneSettings(**TRUNK)
-    other = create_net(BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}))
-    safetensors.torch.save_file(other.state_dict(), tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"does not hold a .*\n  \d+ of another shape: layer4.0.conv1.weight"):
-        trunk_weights(settings, str(tmp_path / "other.safetensors"))
-    (tmp_path / "damaged.safetensors").write_bytes(b"none")
-    with pytest.raises(UserError, match="or it is damaged"):
-        trunk_weights(settings, str(tmp_path / "damaged.safetensors"))
-    with pytest.raises(UserError, match=r"those of a 'resnet50' and encoder\.trunk\.name is 'resnet18'"):
-        trunk_weights(settings, "resnet50.a1_in1k")
-
-
-def test_pretrained_towers_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for by name; here without a network, so what is asked is looked at, and a made-up tower given."""
-    asked: list[dict[str, Any]] = []
-    create = timm.create_model
-
-    def pretended(name: str, *, pretrained: bool, **more: Any) -> Any:
-        asked.append({"name": name, "pretrained": pretrained, **more})
-        return create(name, pretrained=False, **more)
-
-    settings = BackboneSettings(**TRUNK)
-    monkeypatch.setattr(timm, "create_model", pretended)
-    found = trunk_weights(settings, "resnet18.a1_in1k")
-    assert found.keys() == create_net(settings).state_dict().keys()
-    assert asked[0] == {"name": "resnet18.a1_in1k", "pretrained": True, "num_classes": 0, **settings.args}
-    with pytest.raises(UserError, match=r"with mean \[0.485.*set encoder\.trunk\.mean"):
-        trunk_weights(replace(settings, mean=(0.5, 0.5, 0.5)), "resnet18.a1_in1k")
-
-    def offline(*_: Any, **__: Any) -> Any:
-        raise OSError("no network")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"cannot be had \(OSError: no network\)\. Without a network"):
-        trunk_weights(settings, "resnet18")
-
-
-def test_sizes_follow_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genview.experiment.fit_choice.has_matrix_units", lambda: False)
-    plain = FitExperiment(DigitImages())
-    assert choices(292, plain) == {"fit": {"samples": 60_000, "batch": 64, "start_from": "natural"}}
-    assert choices(40, plain)["fit"]["batch"] == 32
-    many = choices(100_000, plain)
-    assert many["fit"] == {"samples": 1_000_000, "batch": 64}
-    assert many["training"] == {"length": "2200000 images", "warmup": "100000 images", "batch": 128}
-    assert many["method"]["queue"] == 8192
-    assert choices(10_000_000, plain)["fit"]["samples"] == 3_000_000
-    own = choices(600, replace(plain, encoder_weights="train"))
-    assert "start_from" not in own["fit"]
-    assert own["method"]["queue"] == 128
-    assert choices(5_000, plain)["method"]["queue"] == 512, "a fifth of the images at most"
-    assert [power_of_two(n) for n in (0, 1, 2, 3, 64, 65)] == [1, 1, 2, 2, 64, 64]
-    monkeypatch.setattr("genview.experiment.fit_choice.has_matrix_units", lambda: True)
-    expected = "float32" if torch.cuda.is_available() else "bfloat16"
-    assert choices(292, plain)["fit"].get("precision", "float32") == expected
-
-
-def test_near_the_recipe_of_the_model_inside_the_package() -> None:
-    """28,564 images were its training set: the same rule gives its lengths within a twentieth."""
-    many = choices(28_564, FitExperiment(DigitImages()))
-    assert many["fit"]["samples"] == pytest.approx(300_000, rel=0.05)
-    assert int(many["training"]["length"].split()[0]) == pytest.approx(640_000, rel=0.05)
-
-
-def test_a_folder_without_an_experiment_says_what_was_chosen(folder: Path, tmp_path: Path) -> None:
-    experiment, chosen = for_folder(folder / "scans", tmp_path, ["fit.samples=77"])
-    assert (experiment.fit.samples, experiment.fit.batch, experiment.fit.start_from) == (77, 32, "natural")
-    assert chosen.items() >= {"fit.batch": "32", "fit.start_from": "natural"}.items()
-    assert "fit.samples" not in chosen, "it was given"
-    assert (tmp_path / "index").exists(), "a training that goes on finds the same images"
-    own, _ = for_folder(folder / "scans", tmp_path, ["method={kind: simsiam}", "encoder_weights=train"])
-    assert own.method.kind == "simsiam"
-
-
-@pytest.mark.parametrize(
-    ("count", "most", "held"), [(40, 64, 4), (300, 64, 8), (2000, 64, 20), (9000, 64, 64), (40, 0, 0)]
-)
-def test_images_are_held_out(count: int, most: int, held: int) -> None:
-    source = Painted(count)
-    train, aside = parted(source, most, seed=1)
-    keys = [[part.key(i) for i in range(len(part))] for part in (train, aside)]
-    assert len(keys[1]) == held
-    assert sorted(keys[0] + keys[1]) == sorted(source.key(i) for i in range(count))
-    assert parted(source, most, seed=1)[1].key(0) == keys[1][0] if held else True
-
-
 def test_the_page_of_a_training(finished: Path, tmp_path: Path) -> None:
     page = (finished / "report.html").read_text()
     for words in ("The generator is finished", "Step 6", "Step 4", "RMSE between two draws", "level 400", "widths"):
@@ -378,7 +250,3 @@ def test_sheets_lie_row_by_row() -> None:
     assert whole.shape == (10, 16, 3)
     assert whole[[0, 0, 0, 6, 6, 6], [0, 6, 12, 0, 6, 12], 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert (whole[4:6] == 255).all()
-
-
-def test_an_experiment_needs_only_images() -> None:
-    assert parse(FitExperiment, {"images": {"kind": "digits"}}, "test").trains_encoder

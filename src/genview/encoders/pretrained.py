@@ -18,20 +18,33 @@ from genview.errors import UserError, nearest
 Numbers = tuple[float, float, float]
 
 
-def trunk_weights(settings: BackboneSettings, weights: str) -> dict[str, Tensor]:
+class Options(NamedTuple):
+    """What the options are called that name a model and its weights, for errors."""
+
+    weights: str
+    model: str
+
+
+OF_ENCODER = Options("encoder_weights", "encoder.trunk")
+OF_TRAINING = Options("training.start_from", "training.backbone")
+
+
+def trunk_weights(settings: BackboneSettings, weights: str, options: Options) -> dict[str, Tensor]:
     """Return weights for the timm model of `settings`, without its classifier.
 
     Args:
         settings: the architecture.
         weights: a .safetensors file of a timm model of that architecture, such as `genview pretrain` or the hub has;
-            or the name of pretrained weights that timm knows: the architecture's, or with a tag, resnet50.a1_in1k.
+            or the name of pretrained weights that timm knows: the architecture's, or with a tag, resnet50.a1_in1k;
+            or 'timm' for those of the architecture's name.
+        options: that gave both, for errors.
 
     Raises:
         UserError: the weights cannot be had, or are of another architecture.
     """
-    if weights.endswith((".safetensors", ".pt", ".pth", ".bin")):
-        return _of_file(settings, Path(weights))
-    return _of_timm(settings, weights)
+    if weights.endswith((".safetensors", ".pt", ".pth", ".bin", ".tar")):
+        return _of_file(settings, Path(weights), options)
+    return _of_timm(settings, settings.name if weights == "timm" else weights, options)
 
 
 class Pretrained(NamedTuple):
@@ -54,7 +67,8 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
     """
     if path.suffix != ".safetensors":
         raise UserError(
-            f"{path} ({option}) could run code when it is read. Save the weights with safetensors and name that file."
+            f"{path} ({option}) could run code when it is read. Name a .safetensors file: `genview export {path} "
+            "--to timm --out DIR` makes one, DIR/model.safetensors, of most checkpoints."
         )
     try:
         return safetensors.torch.load_file(path)
@@ -90,30 +104,30 @@ def timms_own(name: str, args: Mapping[str, Any], option: str) -> Pretrained:
     return Pretrained(net.state_dict(), mean, std)  # type: ignore[arg-type]  # three numbers each
 
 
-def _of_file(settings: BackboneSettings, path: Path) -> dict[str, Tensor]:
-    found = read_weights(path, "encoder_weights")
+def _of_file(settings: BackboneSettings, path: Path, options: Options) -> dict[str, Tensor]:
+    found = read_weights(path, options.weights)
     wanted = create_net(settings).state_dict()
     head = ("fc.", "head.", "classifier.")
     body = {name: value for name, value in found.items() if name in wanted or not name.startswith(head)}
     if unlike := differences(shapes(wanted), shapes(body)):
         raise UserError(
-            f"{path} does not hold a '{settings.name}' with the arguments of encoder.trunk; name the model that the "
-            f"file is of there:\n{unlike}"
+            f"{path} ({options.weights}) does not hold a '{settings.name}' with the arguments of {options.model}; "
+            f"name the model that the file is of there:\n{unlike}"
         )
     return {name: found[name] for name in wanted}
 
 
-def _of_timm(settings: BackboneSettings, weights: str) -> dict[str, Tensor]:
+def _of_timm(settings: BackboneSettings, weights: str, options: Options) -> dict[str, Tensor]:
     model = weights.partition(".")[0]
     if model != settings.name and model in timm.list_models():
         raise UserError(
-            f"encoder_weights are those of a '{model}' and encoder.trunk.name is "
+            f"{options.weights} are those of a '{model}' and {options.model}.name is "
             f"'{settings.name}': they should be the same."
         )
-    found = timms_own(weights, settings.args, "encoder_weights, where a file ends in .safetensors")
+    found = timms_own(weights, settings.args, f"{options.weights}, where a file ends in .safetensors")
     if (found.mean, found.std) != (tuple(settings.mean), tuple(settings.std)):
         raise UserError(
             f"'{weights}' expects images with mean {list(found.mean)} and std {list(found.std)}: set "
-            "encoder.trunk.mean and encoder.trunk.std so."
+            f"{options.model}.mean and {options.model}.std so."
         )
     return found.state

@@ -107,6 +107,8 @@ def training_cost(
     steps = steps_of(settings.length, images=images, batch=settings.batch)
     seconds = steps * parts * _seconds(lambda: fabric.backward(combined(module(*views), None)[0]))
     words = f"{span(seconds)} for {steps:,} steps of {settings.batch}, without weighing and loading"
+    if settings.start_from is not None:
+        words += f"; from the weights {settings.start_from}, which fit"
     return Item("pretrain", words, seconds)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genview.distributed import rank
 from genview.encoders.backbone import BackboneSettings
-from genview.encoders.pretrained import trunk_weights
+from genview.encoders.pretrained import OF_ENCODER, trunk_weights
 from genview.encoders.token_encoder import TokenEncoder, TokenEncoderSettings
 from genview.errors import UserError
 from genview.experiment.load import dump, to_yaml
@@ -208,7 +208,7 @@ class Fit:
         if experiment.trains_encoder:
             trunk.load_state_dict(safetensors.torch.load_file(self.encoder_run.backbone))
         elif experiment.encoder_weights is not None:
-            trunk.load_state_dict(trunk_weights(experiment.encoder.trunk, experiment.encoder_weights))
+            trunk.load_state_dict(trunk_weights(experiment.encoder.trunk, experiment.encoder_weights, OF_ENCODER))
 
     def held_out(self) -> Tensor:
         """The centre squares of the images held out, B×3×S×S in [0, 1]; those that cannot be read are set aside."""

@@ -13,7 +13,7 @@ import torch
 from genview.encoders import FrozenEncoder, load_frozen
 from genview.errors import UserError
 from genview.experiment.evaluating import judge_run, online_probe
-from genview.experiment.load import dump, read_yaml, to_yaml
+from genview.experiment.load import dump, load, to_yaml
 from genview.experiment.roles import Roles, built, roles_of
 from genview.experiment.schema import Experiment, essential
 from genview.experiment.weighing import weigher
@@ -65,7 +65,8 @@ class Stages:
             raise UserError("generator and views are two answers to one question: set generator: null to compare.")
         run = RunFolder(out)
         if run.experiment.exists() and run.begun:
-            found, wanted = essential(read_yaml(run.experiment)), essential(dump(experiment))
+            # by way of the schema: an option that is newer than the run has its default
+            found, wanted = essential(dump(load(Experiment, run.experiment))), essential(dump(experiment))
             if found != wanted:
                 raise UserError(
                     f"{out} holds another experiment ({'; '.join(differences(found, wanted))}). "

@@ -65,6 +65,8 @@ class Loop:
 
     def run_through(self) -> None:
         """Take every step from the state's to the last."""
+        if self.probe and self.settings.start_from is not None and self.state.step == 0 and rank() == 0:
+            self._probe(self.probe, 0)
         hook = self.state.learner.backbone.register_forward_hook(self._keep_features)
         self.module.train()
         before: Step | None = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from genview.distributed import rank, world_size
 from genview.encoders.backbone import Backbone, export
+from genview.encoders.pretrained import OF_TRAINING, trunk_weights
 from genview.errors import UserError
 from genview.methods import Learner, Method
 from genview.pairs import Pairs, PairSettings
@@ -47,19 +50,22 @@ def pretrain(
     plan = plan_of(settings, pairs.epoch)
     share_of(settings, world_size())
     torch.manual_seed(seed_of(pairs.seed, "", 0, "weights"))
-    learner = built(method, settings, pairs.settings, fabric, weighted=weigh is not None)
+    last = run.checkpoints / "last.pt"
+    begun = last.exists()
+    anew = replace(settings, start_from=None) if begun else settings  # the file may be gone by now
+    learner = built(method, anew, pairs.settings, fabric, weighted=weigh is not None)
     optimizer = settings.optimizer.build(learner)
     state = TrainState(learner, optimizer, fabric.strategy.precision)
     on_gpu = settings.augment == "auto" and fabric.device.type == "cuda"
     pairs.looks_on_device = on_gpu or settings.augment == "device"
-    last = run.checkpoints / "last.pt"
     if rank() == 0:
         sweep(run.checkpoints)
-    if last.exists():
+    if begun:
         state.load(last, fabric.device)
+    reached = state.step if begun else -1  # what was seen before the first step is seen again
     if rank() == 0:
-        run.forget_after(state.step, ("train/", "online/", "quality/"))
-    best = Best.continued(run.checkpoints, state.step) if rank() == 0 else Best(run.checkpoints)
+        run.forget_after(reached, ("train/", "online/", "quality/"))
+    best = Best.continued(run.checkpoints, reached) if rank() == 0 else Best(run.checkpoints)
     module, wrapped = fabric.setup(learner, optimizer)
     own_buffers(module)
     with Record(run, settings, plan.steps, state.step, tell) as record:
@@ -75,9 +81,12 @@ def built(method: Method, settings: TrainSettings, views: PairSettings, fabric: 
     """Build the learner as the settings want it, on its device.
 
     Raises:
-        UserError: method and settings do not go together.
+        UserError: method and settings do not go together, or the weights to start from cannot be had or do not fit.
     """
-    learner = method.build(Backbone(settings.backbone))
+    backbone = Backbone(settings.backbone)
+    if settings.start_from is not None:  # before a teacher copies it
+        backbone.net.load_state_dict(trunk_weights(settings.backbone, settings.start_from, OF_TRAINING))
+    learner = method.build(backbone)
     kind = getattr(method, "kind", type(method).__name__)  # one of the user's own needs none
     check_views(learner, views, kind)
     check(learner, settings, weighted=weighted, kind=kind)
