@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from genview.evaluation.detection.coco import Annotated, read
+
 CATEGORIES = [{"id": 7, "name": "blue"}, {"id": 0, "name": "red"}]
 """Ids with a gap, a zero and out of order, as files of users have them."""
 COLOURS = {0: (220, 30, 30), 7: (30, 30, 220)}
@@ -48,3 +50,8 @@ def write(folder: Path, made: dict[str, Any], name: str = "instances.json") -> P
         Image.fromarray(pixels).save(path)
     (folder / name).write_text(json.dumps(made))
     return folder / name
+
+
+def annotated(made: dict[str, Any], folder: Path) -> Annotated:
+    (folder / "own.json").write_text(json.dumps(made))
+    return read(folder / "own.json")

@@ -18,8 +18,11 @@ from genview.encoders.frozen import Encoded
 from genview.generators import Text
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from classifier import Classifier, Labelled
+from classifier import Classifier, Labelled, Recipe
 from judge import Judge
+
+TINY = Recipe(widths=(8, 8, 8), samples=1600, batch=32)
+"""A classifier whose training is soon over."""
 
 
 def silent(what: str, done: int, total: int) -> None:

@@ -47,6 +47,8 @@ SMALL: list[Method] = [
     VICReg(projection=16),
     MultiPositive(hidden=16, embedding=8),
 ]
+METHODS: list[Method] = [SimSiam(projection=16, bottleneck=8), MoCoV2(queue=32, embedding=8)]
+"""One without a slow copy, and one whose slow copy has its usual momentum."""
 
 
 def learner_of(method: Method, backbone: BackboneSettings = RESNET, kind: torch.dtype = torch.float32) -> Learner:

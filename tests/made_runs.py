@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from sklearn.datasets import load_digits
 from conftest import score
 from genview.images.source import UnreadableImage
 from genview.images.thumbnail import thumbnail
+from genview.report import write_page
 from genview.store import RunFolder, write_json, write_table, write_tar
 
 HOSTILE = "<script>alert(1)</script>/\"'><img src=x onerror=alert(2)>.png"
@@ -218,3 +220,17 @@ def made_run(root: Path) -> RunFolder:
         run.quarantine(f"bad/{i}.png" if i else HOSTILE, "empty & <truncated>")
     run.experiment.write_text("images:\n  root: <photos> & more\n")
     return run
+
+
+def shown_run(root: Path) -> RunFolder:
+    """A finished run with its page, and with results of its best backbone."""
+    run = made_run(root)
+    score(run, {"linear/top1": 0.75}, "best")
+    score(run, {"knn/top1@k=20": 0.671, "linear/top1": 0.5})
+    write_page(run, Digits())
+    return run
+
+
+def copied(run: RunFolder, folder: Path) -> RunFolder:
+    shutil.copytree(run.root, folder / run.root.name)
+    return RunFolder(folder / run.root.name)

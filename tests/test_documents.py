@@ -52,7 +52,7 @@ def test_experiments_are_experiments(text: str, tmp_path: Path) -> None:
     """Those that show only some of the keys are completed; of studies and exported folders others take care."""
     content = yaml.safe_load(text)
     if "vary" in content:
-        pytest.skip("a study: see test_study.py")
+        pytest.skip("a study: see test_study_grid.py")
     file = tmp_path / "experiment.yaml"
     file.write_text(yaml.safe_dump({"images": {"kind": "folder", "root": "PHOTOS"}, **content}))
     assert load(Examination if is_examination(file) else Experiment, file, [])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -16,20 +13,17 @@ import torchvision
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from conftest import Said
-from genview.encoders.backbone import Backbone, BackboneSettings, export, load
+from foreign_checkpoints import stirred
+from genview.encoders.backbone import Backbone, BackboneSettings, load
 from genview.encoders.foreign import STATISTICS, Hints, read_foreign
 from genview.encoders.naming import RESNET
 from genview.errors import UserError
-from genview.experiment import Wish
 from genview.experiment.facts import listed
 from genview.export import TARGETS, Facts, Source, TargetName, export_to, licence_of, usage
 from genview.export.card import card
 from genview.export.target import Agreement, Features, agreement, probe_images
 from genview.export.to_timm import ToTimm
 from genview.report import Result
-from genview.store import Evaluated, want_results
-from test_foreign import moco_v2, stirred
 
 BASIC = BackboneSettings("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}, 4, *STATISTICS["clip"])
 SMALL = replace(BASIC, stem_stride=1)
@@ -249,134 +243,3 @@ def test_settings_are_listed_without_paths() -> None:
         {"kind": "masks", "masks": "/home/someone/masks", "encoder": "owner/model", "direction": None, "k": 2}
     )
     assert found == "masks, masks masks, encoder owner/model, k 2"
-
-
-EXPERIMENT = """
-images: {kind: folder, root: IMAGES}
-generator: {kind: embedded, size: 32}
-pairs: {size: 32}
-method: {kind: simsiam}
-training:
-  backbone: {name: resnet18, args: {layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}, stem_stride: 2}
-  length: 3 epochs
-"""
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """What a run leaves that an export needs."""
-    folder, images = tmp_path / "run", tmp_path / "secret" / "flowers"
-    folder.mkdir()
-    images.mkdir(parents=True)
-    (folder / "experiment.yaml").write_text(EXPERIMENT.replace("IMAGES", str(images)))
-    settings = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
-    backbone = Backbone(settings)
-    stirred(backbone.net)
-    export(backbone, folder / "backbone.safetensors")
-    return folder
-
-
-def test_a_run_is_exported_with_a_card_that_names_no_place(run: Path, said: Callable[..., Said]) -> None:
-    from PIL import Image
-
-    for i in range(3):
-        Image.new("RGB", (8, 8)).save(run.parent / "secret" / "flowers" / f"{i}.png")
-    done = said("export", run, "--to", "timm", "--out", run.parent / "made")
-    assert done.returncode == 0, done.stderr
-    text = (run.parent / "made" / "README.md").read_text()
-    for part in ("flowers, 3 trained on", "licence: apache-2.0", "simsiam", "3 epochs at batch 256", "adaptive"):
-        assert part in text
-    assert str(run.parent) not in text + (run.parent / "made" / "config.json").read_text()
-    assert "secret" not in text
-    assert "features differ by at most" in done.stderr
-    again = said("export", run, "--to", "timm", "--out", run.parent / "made")
-    assert (again.returncode, "is not empty" in again.stderr) == (2, True)
-
-
-def judged(run: Path, backbone: str, value: float) -> None:
-    """Leave the result of an evaluation, as the stage does."""
-    folder = run / "evaluation"
-    want_results(folder, ["knn"])
-    found = Evaluated("knn-2", {}, backbone, (("knn/top1@k=20", value),), 9, 3, 32, 0, 1.0, "cpu")
-    found.write(folder / backbone / "knn.json")
-
-
-def test_the_last_and_the_best_weights_of_a_run_have_their_own_scores(run: Path, said: Callable[..., Said]) -> None:
-    for backbone, value in (("last", 0.51), ("best", 0.56)):
-        judged(run, backbone, value)
-    judged(run / "baseline", "last", 0.4)
-    assert said("export", run, "--to", "timm", "--out", run.parent / "last").returncode == 0
-    assert "| knn/top1@k=20 | knn-2 | 51.0% | 40.0% | +11.0 points |" in (run.parent / "last/README.md").read_text()
-    (run / "best.safetensors").write_bytes((run / "backbone.safetensors").read_bytes())
-    done = said(
-        "export", run / "best.safetensors", "--to", "timm", "--out", run.parent / "made", "--data", "My flowers"
-    )
-    assert done.returncode == 0, done.stderr
-    text = (run.parent / "made" / "README.md").read_text()
-    assert "weights of best.safetensors" in text
-    assert "My flowers (not counted" in text
-    assert "| knn/top1@k=20 | knn-2 | 56.0% |\n" in text
-    assert "51.0%" not in text
-
-
-def test_a_checkpoint_of_others_goes_all_the_way(tmp_path: Path, said: Callable[..., Said]) -> None:
-    net = stirred(timm.create_model("resnet18", num_classes=0, channels=(8, 8, 16, 16)))
-    torch.save(moco_v2(net), tmp_path / "moco.pth.tar")
-    args = ["--backbone", "resnet18", "--arg", "channels=[8, 8, 16, 16]", "--statistics", "half", "--size", 32]
-    done = said("export", tmp_path / "moco.pth.tar", "--to", "timm", "--out", tmp_path / "a", *args)
-    assert done.returncode == 0, done.stderr
-    for part in ("layout moco_v2", "encoder_k.* (128)", "optimizer", "\nbackbone:", "stem for ImageNet"):
-        assert part in done.stderr
-    onward = said("export", tmp_path / "a", "--to", "huggingface", "--out", tmp_path / "b")
-    assert onward.returncode == 0, onward.stderr
-    back = said("export", tmp_path / "b", "--to", "timm", "--out", tmp_path / "c")
-    assert back.returncode == 0, back.stderr
-    first, last = (tmp_path / name / "model.safetensors" for name in "ac")
-    assert first.read_bytes() == last.read_bytes()
-    assert json.loads((tmp_path / "c" / "config.json").read_text())["genview"]["mean"] == [0.5, 0.5, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["ROOT/absent"], "neither a run folder"),
-        (["ROOT/run", "--layout", "moco_v2"], "not for it"),
-        (["ROOT/run/experiment.yaml"], "was not written by torch.save"),
-        (["ROOT/run", "--to", "huggingface"], "use --to timm"),
-    ],
-)
-def test_faults_are_one_paragraph(words: list[str], told: str, run: Path, said: Callable[..., Said]) -> None:
-    filled = [word.replace("ROOT", str(run.parent)) for word in words]
-    done = said("export", *filled, *([] if "--to" in words else ["--to", "timm"]), "--out", run.parent / "made")
-    assert done.returncode == 2, done.stderr
-    assert told.lower() in done.stderr.lower()
-    assert not (run.parent / "made").exists()
-
-
-DOCS = Path(__file__).parents[1] / "docs" / "export.md"
-
-
-@pytest.mark.parametrize(
-    "command", [line for line in DOCS.read_text().splitlines() if line.startswith("genview export ")]
-)
-def test_the_commands_of_the_documentation_are_understood(
-    command: str, said: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wishes: list[Wish] = []
-    monkeypatch.setattr("genview.experiment.export_backbone", lambda wish, _: wishes.append(wish))
-    words = shlex.split(command)
-    assert said(*words[1:]).returncode == 0
-    assert [wish.place for wish in wishes] == [Path(words[2])]
-
-
-def test_the_conversion_of_the_documentation_makes_a_file_that_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    net = timm.create_model("resnet18", num_classes=0, channels=(8, 8, 16, 16))
-    torch.save(moco_v2(net) | {"hub": Fraction(1, 3)}, tmp_path / "old.pth")
-    hints = Hints(backbone="resnet18", args={"channels": (8, 8, 16, 16)})
-    with pytest.raises(UserError, match=r"an object of fractions\.Fraction.*convert it once"):
-        read_foreign(tmp_path / "old.pth", hints)
-    monkeypatch.chdir(tmp_path)
-    exec(DOCS.read_text().partition("```python\n")[2].partition("```")[0], {})
-    assert read_foreign(tmp_path / "weights.pth", hints).layout == "moco_v2"

@@ -16,17 +16,15 @@ from typing import NoReturn
 import pytest
 from torch import Tensor
 
-from echo import Echo, analysed, files, make, planned, quiet
+from echo import Echo, analysed, files, planned, quiet
 from genview.errors import UserError
-from genview.generators import GenerateSettings, Maker, Plan, Text, ViewTable
+from genview.generators import Maker, Plan, Text, ViewTable
 from genview.generators.generate import finish, in_this_process
 from genview.generators.merge import merge, unfinished
-from genview.generators.plan import Tell
 from genview.generators.shard import run_shard
-from genview.store import parts, read_table, write_table
+from genview.store import parts
+from made_stores import COUNT, SETTINGS, finished, undisturbed_store, unmade_plan
 
-SETTINGS = GenerateSettings(shard=4, draws=2)
-COUNT = 24
 KILLS = 20
 WORKERS = """
 import os, sys
@@ -56,25 +54,12 @@ for line in sys.stdin:  # a fork of a process that has everything loaded starts 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    analysed(folder / "analysis", COUNT)
-    make(folder / "views", SETTINGS, batch=1)
-    return files(folder / "views")
+    return undisturbed_store(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    """A plan nothing of which is made."""
-    analysed(tmp_path / "analysis", COUNT)
-    return planned(tmp_path / "views", SETTINGS)
-
-
-def finished(plan: Plan) -> dict[str, bytes]:
-    """Finish the store and return its files."""
-    finish(plan, in_this_process(Maker(Echo(), 1)), quiet)
-    table = ViewTable(plan.folder)
-    assert len(table) == table.planned == COUNT * 2
-    return files(plan.folder)
+    return unmade_plan(tmp_path)
 
 
 class Workers:
@@ -185,65 +170,6 @@ def test_a_disk_that_fills_up_while_the_views_are_planned(
     assert finished(planned(tmp_path / "views", SETTINGS)) == undisturbed
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-700])
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def shard_of(plan: Plan, number: int) -> Path:
-    return next(plan.folder.glob(f"part-{number:05d}-*.tar"))
-
-
-@pytest.mark.parametrize("damage", [cut, emptied, Path.unlink], ids=["cut", "emptied", "gone"])
-@pytest.mark.parametrize("what", ["tar", "sidecar", "tar of a merged store"])
-def test_a_damaged_shard_is_made_anew(
-    damage: Callable[[Path], None], what: str, plan: Plan, undisturbed: dict[str, bytes]
-) -> None:
-    in_this_process(Maker(Echo(), 1))(plan, unfinished(plan), quiet)
-    if what == "tar of a merged store":
-        assert merge(plan, quiet) == []
-    damage(plan.sidecar(3) if what == "sidecar" else shard_of(plan, 3))
-    assert finished(plan) == undisturbed
-
-
-def test_a_cut_shard_of_a_merged_store_is_a_clear_error_where_it_is_read(plan: Plan) -> None:
-    finished(plan)
-    for number in range(len(plan)):
-        emptied(shard_of(plan, number))
-    with pytest.raises(UserError, match="cut short: run `genview generate`"):
-        ViewTable(plan.folder).view(0)
-
-
-def test_half_written_files_are_not_taken_for_whole_ones(plan: Plan, undisturbed: dict[str, bytes]) -> None:
-    run_shard(plan, 1, Maker(Echo(), 1))
-    whole = plan.sidecar(1).read_bytes()
-    plan.sidecar(1).unlink()
-    plan.sidecar(1).with_name(f".{plan.sidecar(1).name}.there-1-ab.part").write_bytes(whole[: len(whole) // 2])
-    shard_of(plan, 1).with_name(".part-00002.tar.there-1-cd.part").write_bytes(b"half")
-    assert 1 in unfinished(plan)
-    assert finished(plan) == undisturbed
-
-
-@pytest.mark.parametrize("change", ["a row twice", "a row lost", "another image's rows", "a name outside"])
-def test_a_sidecar_of_other_rows_is_made_anew(change: str, plan: Plan, undisturbed: dict[str, bytes]) -> None:
-    in_this_process(Maker(Echo(), 1))(plan, unfinished(plan), quiet)
-    rows = read_table(plan.sidecar(2))
-    if change == "a row twice":
-        rows = {name: column[[0, 0, 2, 3]] for name, column in rows.items()}
-    elif change == "a row lost":
-        rows = {name: column[:-1] for name, column in rows.items()}
-    elif change == "another image's rows":
-        rows = read_table(plan.sidecar(3))
-    else:
-        rows["shard"][:] = "../analysis/part-00000.parquet"
-    write_table(plan.sidecar(2), rows)
-    assert merge(plan, quiet) == [2]
-    assert finished(plan) == undisturbed
-
-
 @pytest.mark.parametrize("shift", [-1e6, 1e6])
 def test_a_clock_that_jumps(
     shift: float, plan: Plan, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
@@ -255,33 +181,6 @@ def test_a_clock_that_jumps(
     for path in plan.folder.rglob("*"):
         os.utime(path, (now() - 2 * shift, now() - 2 * shift))
     assert finished(plan) == undisturbed
-
-
-def test_an_input_that_vanishes_and_comes_back(plan: Plan, undisturbed: dict[str, bytes]) -> None:
-    part = plan.folder.parent / "analysis" / "part-00003.parquet"
-    data = part.read_bytes()
-    part.unlink()
-    with pytest.raises(UserError, match=r"part-00003.parquet is gone, .*run `genview analyse`"):
-        finish(plan, in_this_process(Maker(Echo(), 1)), quiet)
-    part.write_bytes(data)
-    assert finished(plan) == undisturbed
-
-
-def test_an_input_that_comes_back_as_another_is_refused(plan: Plan) -> None:
-    part = plan.folder.parent / "analysis" / "part-00003.parquet"
-    rows = read_table(part)
-    write_table(part, {**rows, "key": rows["key"][::-1]})
-    with pytest.raises(UserError, match="holds other images than when the views"):
-        finish(plan, in_this_process(Maker(Echo(), 1)), quiet)
-
-
-def test_a_plan_that_is_damaged_is_written_once_more(plan: Plan, undisturbed: dict[str, bytes]) -> None:
-    run_shard(plan, 0, Maker(Echo(), 1))
-    cut(plan.folder / "plan" / "part-00000.parquet")
-    with pytest.raises(UserError, match=r"Delete .*plan.json and run"):
-        finished(plan)
-    (plan.folder / "plan" / "plan.json").unlink()
-    assert finished(planned(plan.folder, SETTINGS)) == undisturbed
 
 
 class Interrupted(Echo):
@@ -359,12 +258,3 @@ def test_the_temporary_file_of_a_live_worker_is_left_alone(plan: Plan) -> None:
     run_shard(plan, 0, Maker(Echo(), 1))
     planned(plan.folder, SETTINGS)
     assert live.exists()
-
-
-def test_a_disk_that_loses_what_is_written_is_named(plan: Plan) -> None:
-    def launch(plan: Plan, shards: list[int], tell: Tell) -> None:
-        in_this_process(Maker(Echo(), 1))(plan, shards, tell)
-        cut(shard_of(plan, 0))
-
-    with pytest.raises(UserError, match=r"1 shards in .* were damaged each of the 3 times"):
-        finish(plan, launch, quiet)

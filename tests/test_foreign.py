@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,27 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
+from foreign_checkpoints import (
+    IMAGES,
+    Build,
+    barlow,
+    hollow,
+    lightly,
+    lightly_flat,
+    mmpretrain,
+    moco_v2,
+    moco_v3,
+    normalised,
+    plain,
+    solo_learn,
+    stirred,
+    under,
+)
 from genview.encoders.foreign import STATISTICS, Hints, read_foreign
-from genview.encoders.naming import MMPRETRAIN_VIT
 from genview.encoders.strict import differences, grouped, shapes
 from genview.errors import UserError
-
-IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-TINY_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
-
-
-def stirred(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Every number at random, running statistics too: as created, many could be swapped unnoticed."""
-    chance = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in net.state_dict().items():
-            if value.is_floating_point():
-                low, high = (0.5, 1.5) if value.ndim == 1 and name.endswith(("weight", "var")) else (-0.2, 0.2)
-                scale = 1 if value.ndim < 2 else 12 / value[0].numel() ** 0.5
-                value.copy_((torch.rand(value.shape, generator=chance) * (high - low) + low) * scale)
-    return net.eval()
-
-
-def normalised(images: Tensor, which: str = "imagenet") -> Tensor:
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in STATISTICS[which])
-    return (images - mean) / std
-
 
 NARROW: dict[str, Any] = {"channels": (8, 8, 16, 16)}
 AS_IT_IS = Hints(backbone="resnet18", args=NARROW)
@@ -57,82 +49,6 @@ def expected(resnet: nn.Module) -> Tensor:
         found: Tensor = resnet(normalised(IMAGES))
     assert found.std() > 0.1, "features that could be told from others"
     return found
-
-
-def hollow(name: str, **args: Any) -> dict[str, Tensor]:
-    """The weights of a large network, all of them one zero."""
-    with torch.device("meta"):
-        state = timm.create_model(name, num_classes=0, **args).state_dict()
-    return {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
-
-
-class Named(nn.Module):
-    """Stands for a network of which only the weights matter."""
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.state = state
-
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        return self.state
-
-
-def under(prefix: str, net: nn.Module, **more: Tensor) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in net.state_dict().items()} | more
-
-
-def moved(prefix: str, net: nn.Module) -> dict[str, Tensor]:
-    """A slow copy: other numbers under the same names."""
-    return {name: value * 0.9 if value.is_floating_point() else value for name, value in under(prefix, net).items()}
-
-
-TRAINED = {"optimizer": {"state": {0: {"momentum_buffer": torch.rand(4)}}, "param_groups": [{"lr": 0.1}]}, "epoch": 7}
-HEAD = {"fc.0.weight": torch.rand(4, 512), "fc.2.bias": torch.rand(4)}
-
-
-def moco_v2(net: nn.Module) -> dict[str, Any]:
-    state = under("module.encoder_q.", net) | moved("module.encoder_k.", net) | {"module.queue": torch.rand(8, 16)}
-    state |= {f"module.encoder_{which}.{name}": value for which in "qk" for name, value in HEAD.items()}
-    return {"state_dict": state | {"module.queue_ptr": torch.zeros(1).long()}, "arch": "resnet18", **TRAINED}
-
-
-def moco_v3(net: nn.Module) -> dict[str, Any]:
-    state = moved("module.momentum_encoder.", net) | under("module.base_encoder.", net)
-    return {"state_dict": state | {"module.predictor.0.weight": torch.rand(4, 4)}, **TRAINED}
-
-
-def mmpretrain(net: nn.Module) -> dict[str, Any]:
-    """With the slow copy, the neck, and the frozen CLIP that GenView's authors keep in their checkpoints."""
-    state = under("backbone.", net) | moved("momentum_encoder.module.0.", net)
-    state |= {"neck.fc0.weight": torch.rand(4, 512), "clip_model.visual.conv1.weight": torch.rand(8, 3, 4, 4)}
-    return {"meta": {"mmpretrain_version": "1.0.0"}, "state_dict": state, **TRAINED}
-
-
-def lightly(net: nn.Module) -> dict[str, Any]:
-    own = nn.Sequential(*list(net.children())[:8])
-    state = under("backbone.0.", own) | under("backbone_momentum.0.", own)
-    return {"state_dict": state | {"projection_head.layers.0.weight": torch.rand(4, 512)}, "epoch": 1}
-
-
-def lightly_flat(net: nn.Module) -> dict[str, Any]:
-    return under("backbone.", nn.Sequential(*list(net.children())[:8]))
-
-
-def solo_learn(net: nn.Module) -> dict[str, Any]:
-    state = under("backbone.", net) | moved("momentum_backbone.", net) | {"queue": torch.rand(8, 16)}
-    state |= {"projector.0.weight": torch.rand(4, 512), "classifier.weight": torch.rand(10, 512)}
-    return {"state_dict": state, "pytorch-lightning_version": "1.9", "optimizer_states": [{}], "epoch": 3}
-
-
-def plain(net: nn.Module) -> dict[str, Any]:
-    return under("", net) | {"fc.weight": torch.rand(10, 512), "fc.bias": torch.rand(10)}
-
-
-def barlow(net: nn.Module) -> dict[str, Any]:
-    return {"model": under("module.backbone.", net) | {"module.bn.running_mean": torch.rand(4)}, **TRAINED}
-
-
-Build = Callable[[nn.Module], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
@@ -181,73 +97,6 @@ def test_half_precision_becomes_single(resnet: nn.Module, tmp_path: Path) -> Non
     torch.save(halves, tmp_path / "made.pth")
     state = read_foreign(tmp_path / "made.pth", AS_IT_IS).state
     assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
-
-
-def mmpretrain_vit(net: nn.Module) -> dict[str, Any]:
-    """By hand, after mmpretrain's modules: layers of ln1, attn, ln2, and an FFN that is a list of layers."""
-    state = dict[str, Tensor]()
-    for name, value in net.state_dict().items():
-        new = name.replace("patch_embed.proj", "patch_embed.projection").replace("blocks", "layers")
-        new = new.replace("mlp.fc1", "ffn.layers.0.0").replace("mlp.fc2", "ffn.layers.1").replace("norm", "ln")
-        state["backbone." + (new.replace("ln.", "ln1.") if new.startswith("ln.") else new)] = value
-    return {
-        "state_dict": state | {"momentum_encoder.steps": torch.zeros(1), "head.predictor.fc0.bias": torch.rand(4)}
-    }
-
-
-def moco_v3_vit(net: nn.Module) -> dict[str, Any]:
-    return moco_v3(net) | {"arch": "vit_small"}
-
-
-def dino_vit(net: nn.Module) -> dict[str, Any]:
-    head = {"teacher.head.mlp.0.weight": torch.rand(4, 4)}
-    flat = under("teacher.backbone.", net) | moved("student.module.backbone.", net) | head
-    parts = {who: {k[8:]: v for k, v in flat.items() if k.startswith(who)} for who in ("teacher", "student")}
-    return {**parts, "args": argparse.Namespace(arch="vit_small"), "epoch": 9}
-
-
-@pytest.mark.parametrize(
-    ("build", "layout"),
-    [(mmpretrain_vit, "mmpretrain"), (moco_v3_vit, "moco_v3"), (dino_vit, "dino"), (plain, "timm")],
-)
-def test_a_vit_of_every_layout_gives_its_own_features(build: Build, layout: str, tmp_path: Path) -> None:
-    net = stirred(timm.create_model("vit_small_patch16_224", num_classes=0, **TINY_VIT))
-    made = {k: v for k, v in build(net).items() if not k.startswith("fc.")}
-    torch.save(made, tmp_path / "made.pth")
-    found = read_foreign(tmp_path / "made.pth", Hints(backbone="vit_small_patch16_224", args=TINY_VIT))
-    assert found.layout == layout
-    with torch.no_grad():
-        assert torch.allclose(found.backbone()(IMAGES), net(normalised(IMAGES)), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("build", "heads"), [(mmpretrain_vit, 12), (moco_v3_vit, 12), (dino_vit, None)])
-def test_moco_v3s_small_vit_has_twelve_heads(build: Build, heads: int | None, tmp_path: Path) -> None:
-    """Heads do not show in the weights: with timm's 6 they would load, and give other features."""
-    net = Named(hollow("vit_small_patch16_224", depth=1))
-    torch.save(build(net), tmp_path / "made.pth")
-    found = read_foreign(tmp_path / "made.pth", Hints(args={"depth": 1}))
-    assert found.settings.args.get("num_heads") == heads
-    assert any(f"{heads or 6} heads" in sentence for sentence in found.assumed)
-    told = read_foreign(tmp_path / "made.pth", Hints(args={"depth": 1, "num_heads": 3}))
-    assert told.settings.args["num_heads"] == 3
-    assert not any("heads" in sentence for sentence in told.assumed)
-
-
-def test_torchvisions_vit_gives_its_own_features(tmp_path: Path) -> None:
-    net = stirred(torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 128))
-    torch.save(net.state_dict(), tmp_path / "made.pth")
-    args = {**TINY_VIT, "mlp_ratio": 4}
-    found = read_foreign(tmp_path / "made.pth", Hints(backbone="vit_small_patch16_224", args=args))
-    net.heads = nn.Identity()
-    assert (found.layout, found.left_out) == ("torchvision", ("heads.* (2)",))
-    with torch.no_grad():
-        assert torch.allclose(found.backbone()(IMAGES), net(normalised(IMAGES)), rtol=1e-5, atol=1e-5)
-
-
-def test_the_size_of_a_vits_images_is_told_by_its_positions(tmp_path: Path) -> None:
-    torch.save(hollow("vit_tiny_patch16_224", img_size=96), tmp_path / "made.pth")
-    hints = Hints(backbone="vit_tiny_patch16_224")
-    assert read_foreign(tmp_path / "made.pth", hints).settings.args == {"img_size": 96}
 
 
 def test_the_momentum_encoder_is_had_by_its_prefix(resnet: nn.Module, tmp_path: Path) -> None:
@@ -391,12 +240,3 @@ def test_differences_are_told_in_full() -> None:
     told = "n.weight/bias (2, wanted 3), n.mean (5, wanted 3), m.bias (2, wanted 3)"
     assert str(differences(shapes(want), shapes(have))) == f"  4 of another shape: {told}"
     assert not differences(shapes(want), shapes(want))
-
-
-def test_the_names_of_mmpretrain_are_a_bijection() -> None:
-    net = timm.create_model("vit_small_patch16_224", num_classes=0, **TINY_VIT)
-    state = net.state_dict()
-    there = MMPRETRAIN_VIT.into(state)
-    assert len(there) == len(state)
-    back = MMPRETRAIN_VIT.out_of(there, state)
-    assert all(torch.equal(back[name], value) for name, value in state.items())

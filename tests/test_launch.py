@@ -2,100 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import ipaddress
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
-import genview
 from genview.errors import UserError
-from genview.launch import Here, Indexed, Launcher, Local, Ray, launch
-from genview.launch.lease import Leases, owner
+from genview.launch import Here, Indexed, Launcher, Local, launch
+from genview.launch.lease import Leases
 from genview.store import write_bytes
-
-Trouble = dict[int, str]
-
-
-@dataclass(frozen=True)
-class Marks:
-    """A file per shard, and a line in `log` per attempt; `trouble` names what happens at a shard, once or always."""
-
-    folder: Path
-    trouble: Trouble = field(default_factory=dict)
-    start: str = ""
-    seconds: float = 0.0
-
-    def prepare(self, device: str) -> Callable[[int], None]:
-        self.note(f"start {device}")
-        if self.start:
-            happen(self.start)
-
-        def do(shard: int) -> None:
-            before = self.attempts(shard)
-            self.note(f"shard {shard}")
-            time.sleep(self.seconds)
-            kind, _, times = self.trouble.get(shard, "").partition(" ")
-            if kind and (times == "always" or not before):
-                happen(kind)
-            write_bytes(self.folder / f"{shard}.done", b"")
-
-        return do
-
-    def finished(self, shard: int) -> bool:
-        return (self.folder / f"{shard}.done").exists()
-
-    def note(self, line: str) -> None:
-        with (self.folder / "log").open("a") as log:
-            log.write(f"{line} {os.getpid()}\n")
-
-    def lines(self) -> list[list[str]]:
-        log = self.folder / "log"
-        return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-
-    def attempts(self, shard: int) -> list[str]:
-        """Processes that tried a shard."""
-        return [pid for kind, what, pid in self.lines() if (kind, what) == ("shard", str(shard))]
-
-    def all_done(self, count: int) -> list[int]:
-        return [shard for shard in range(count) if self.finished(shard)]
-
-
-def happen(kind: str) -> None:
-    if kind == "raise":
-        raise ValueError("made so")
-    if kind == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "user":
-        raise UserError("the disk is full: free some space")
-
-
-def silent(*_: object) -> None:
-    pass
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+from marks import Marks, alive, silent, wait_for
 
 
 @pytest.mark.parametrize("launcher", [Here(), Local(2, ("cpu",)), Indexed(1, 2, patience=0.4)])
@@ -185,7 +107,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from genview.launch import Indexed, Local, launch
-from test_launch import Marks, silent
+from marks import Marks, silent
 if __name__ == "__main__":
     launch({launcher}, Marks(Path({folder!r}), {trouble}, seconds={seconds}), range({count}), silent)
 """
@@ -278,64 +200,6 @@ def test_own_shards_come_first_and_others_from_their_end() -> None:
     assert Indexed(7, 3).order([4]) == [4]
 
 
-def test_the_lease_of_the_dead_passes_on_and_that_of_the_slow_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jumps = iter(range(10**9, 10**12, 10**9))
-    monkeypatch.setattr(time, "time", lambda: float(next(jumps)))  # the clock of the day leaps on, and back
-    mine, other = Leases(tmp_path, 0.4), Leases(tmp_path, 0.4)
-    (tmp_path / "dead.lease").write_bytes(b"0123456789abcdef 7\n")
-    os.utime(tmp_path / "dead.lease", (0, 0))
-    with mine.held("slow") as held:
-        assert held
-        deadline = time.monotonic() + 1.2
-        taken = False
-        while time.monotonic() < deadline:
-            with other.held("slow") as slow, other.held("dead") as dead:
-                assert not slow
-                taken |= dead
-                assert not dead or time.monotonic() > deadline - 0.8, "patience is kept"
-            os.utime(tmp_path / "slow.lease", (0, 0))
-            time.sleep(0.05)
-        assert taken
-    with other.held("slow") as held:
-        assert held
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_lease_of_a_process_of_this_machine_that_is_gone_passes_on_at_once(tmp_path: Path) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    home = owner(0).rpartition(b"/")[0]
-    owners = {"gone": owner(gone.pid), "here": owner(os.getpid()), "elsewhere": b"x" + owner(gone.pid)}
-    for name, mark in {**owners, "odd": home + b"/x", "old": b"7"}.items():
-        (tmp_path / f"{name}.lease").write_bytes(b"0123456789abcdef " + mark + b" 7\n")
-    (tmp_path / "empty.lease").write_bytes(b"")
-    died: list[str] = []
-    leases = Leases(tmp_path, 1000, died.append)
-    for name in (*owners, "odd", "old", "empty"):
-        with leases.held(name) as held:
-            assert held == (name == "gone"), name
-            if held:
-                wait_for(lambda: b" 0\n" in (tmp_path / "gone.lease").read_bytes())
-                with Leases(tmp_path, 1000).held(name) as again:
-                    assert not again
-    assert died == ["gone"]
-
-
-def test_who_was_taken_for_dead_leaves_the_lease_of_the_other_alone(tmp_path: Path) -> None:
-    with Leases(tmp_path, 0.2).held("a") as held:
-        assert held
-        (tmp_path / "a.lease").unlink()
-        with Leases(tmp_path, 0.2).held("a") as again:
-            assert again
-            wait_for(lambda: b" 2\n" in (tmp_path / "a.lease").read_bytes())
-            content = (tmp_path / "a.lease").read_bytes()
-            time.sleep(0.1)
-            assert (tmp_path / "a.lease").read_bytes()[:16] == content[:16]
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
@@ -373,41 +237,3 @@ def test_an_environment_without_an_index_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             Indexed.from_environment(environment)
-
-
-@pytest.fixture
-def seen_by_actors(monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install 'genview[ray]'")
-    paths = [str(Path(__file__).parent), str(Path(genview.__file__).parents[1])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-
-
-@pytest.mark.usefixtures("seen_by_actors")
-def test_ray_does_the_same_and_listens_on_the_loopback_alone(tmp_path: Path) -> None:
-    work = Marks(tmp_path, {1: "die", 3: "raise"})
-    during: set[str] = set()
-    launch(Ray(), work, range(6), lambda *_: during.update(listening()))
-    assert work.all_done(6) == list(range(6))
-    for shard in (1, 3):
-        first, second = work.attempts(shard)
-        assert first != second
-    assert during, "this test sees what listens"
-    assert all(ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback for address in during)
-    wait_for(lambda: not any(alive(int(pid)) for _, _, pid in work.lines()), 60)
-    launch(Ray("nowhere:1"), work, range(6), silent)  # nothing to do: no cluster is asked for
-
-
-def test_without_ray_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'genview\[ray\]'"):
-        launch(Ray(), Marks(tmp_path), range(2), silent)
-
-
-def listening() -> set[str]:
-    """Addresses at which this process and those it started listen; some may end while one looks."""
-    found = set()
-    for process in (own := psutil.Process()), *own.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            found |= {str(at.laddr.ip) for at in process.net_connections("inet") if at.status == psutil.CONN_LISTEN}
-    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,94 +18,13 @@ from genview.errors import UserError
 from genview.foreground import AnalyseSettings, Looking, TokenMoments
 from genview.images.origin import Origin
 from genview.images.source import silent
-from genview.quality import (
-    CachedQuality,
-    CachedWeigher,
-    Caching,
-    ExactWeigher,
-    MaskedWeigher,
-    Weighting,
-    cache,
-    crops,
-    gather_masks,
-)
+from genview.quality import CachedQuality, Caching, ExactWeigher, Weighting, cache, crops
 from genview.quality import grids as rooms
 from genview.quality.caching import components_of
 from genview.quality.correction import Lesson, fit_correction
 from genview.quality.crops import disguised
 from genview.quality.grids import Grids, Maps, make_parts, place_of, read_off
-
-DIRECTION = F.normalize(torch.tensor([1.0, -0.5, 0.2]), dim=0)
-
-
-class Colours:
-    """Tokens are the mean colours of 4×4 pixels: what it sees of a crop lies in what it sees of the whole."""
-
-    name, size = "colours", 16
-
-    def __init__(self) -> None:
-        self.looks = 0
-
-    def encode(self, images: Tensor) -> Encoded:
-        self.looks += len(images)
-        x = images if images.shape[-1] == self.size else F.interpolate(images, (self.size,) * 2, mode="area")
-        means = F.avg_pool2d(x, 4)
-        return Encoded(means.flatten(2).mT, means.mean(dim=(2, 3)), (means.shape[2], means.shape[3]))
-
-    def to(self, device: torch.device | str) -> Colours:  # noqa: ARG002
-        return self
-
-
-class Draws:
-    """Generated views of `Painted`: draws 0 and 2 of every image, other pictures of the same kind."""
-
-    draws = np.array([0, 2] * 12)
-
-    def __len__(self) -> int:
-        return 24
-
-    def rows(self, key: str) -> range:
-        return range(2 * int(key[-8:-4]), 2 * int(key[-8:-4]) + 2)
-
-    def view(self, row: int) -> tuple[Image.Image, int]:
-        return Painted(200, size=40).image(100 + row), 0
-
-
-def looking(source: Any = None, encoder: Any = None, **more: Any) -> Looking:
-    settings = AnalyseSettings(batch=5)
-    unreadable = more.get("unreadable", lambda *_: None)
-    return Looking(source or Painted(12), encoder or Colours(), settings, "cpu", silent, unreadable)
-
-
-def making(caching: Looking, **settings: Any) -> Caching:
-    chosen = CachedQuality(**{"components": 3, "correction": 0, **settings})
-    return Caching(caching, Draws(), DIRECTION, chosen, side=16)
-
-
-def made(folder: Path, **settings: Any) -> CachedWeigher:
-    return cache(making(looking(), **settings), folder, seed=0, identity={})
-
-
-def shown(source: Painted, images: list[int], chance: np.random.Generator) -> tuple[list[Tensor], Origin]:
-    """Two views of each image, of the original and of a draw, cut by known boxes."""
-    views: list[list[Tensor]] = [[], []]
-    draws, boxes, flips = [], [], []
-    for image in images:
-        row = []
-        for side, draw in enumerate((-1, 2)):
-            picture = source.image(image) if draw < 0 else Draws().view(2 * image + 1)[0]
-            left, top = chance.uniform(0, 0.4, 2)
-            box, flip = [left, top, left + 0.55, top + 0.5], bool(chance.integers(2))
-            scaled = [share * picture.size[0] for share in box]
-            cut = picture.resize((16, 16), Image.Resampling.BICUBIC, box=tuple(scaled))
-            pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1) / 255
-            views[side].append(pixels.flip(2) if flip else pixels)
-            row.append((draw, box, flip))
-        draws.append([d for d, _, _ in row])
-        boxes.append([b for _, b, _ in row])
-        flips.append([f for _, _, f in row])
-    origin = Origin(torch.tensor(images), torch.tensor(draws), torch.tensor(boxes), torch.tensor(flips))
-    return [torch.stack(side) for side in views], origin
+from made_maps import DIRECTION, Colours, Draws, looking, made, making, shown
 
 
 @pytest.fixture(autouse=True)
@@ -309,77 +227,3 @@ def test_disguises_change_colours_and_depend_on_the_seed_alone() -> None:
     assert all(torch.equal(view, disguised(picture, 16, seed)[0]) for seed, view in enumerate(views))
     grey = [bool((view[0] == view[1]).all() & (view[0] == view[2]).all()) for view in views]
     assert 0 < sum(grey) < 12
-
-
-def with_masks(folder: Path, masks: dict[str, np.ndarray]) -> Path:
-    for name, mask in masks.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mask).save(folder / name)
-    return folder
-
-
-def test_masks_stand_in_for_the_map_of_originals(tmp_path: Path) -> None:
-    source = Painted(12)
-    half = np.zeros((20, 30), dtype=np.uint8)
-    half[:, :15] = 1  # any value but black
-    folder = with_masks(tmp_path / "masks", {source.key(i): half for i in (0, 3)})
-    (folder / source.key(4)).parent.mkdir(exist_ok=True)
-    (folder / source.key(4)).write_bytes(b"no image")
-    told: list[str] = []
-    seen = looking(source, unreadable=lambda key, _reason: told.append(key))
-    grids = gather_masks(seen, folder, tmp_path / "kept", identity={})
-    assert told == [source.key(4)]
-    weigher = MaskedWeigher(Colours(), DIRECTION, grids)
-    assert weigher.missing == 10
-    views, origin = shown(source, [0, 5], np.random.default_rng(0))
-    box = torch.tensor([[0.25, 0.0, 0.75, 1.0], [0.25, 0.0, 0.75, 1.0]])
-    origin = origin._replace(box=torch.stack([box, box]), flipped=torch.tensor([[True, False], [False, False]]))
-    maps, there = weigher._drawn(origin, 2, (4, 4), torch.device("cpu"))
-    assert there.tolist() == [True, False, False, False]  # the original of image 0; never a view, nor image 5
-    torch.testing.assert_close(maps[0].view(4, 4), torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(4, 4))
-    found, exact = weigher(views, origin, 0.0), ExactWeigher(Colours(), DIRECTION)(views, origin, 0.0)
-    assert float(found.foreground[1]) == pytest.approx(float(exact.foreground[1]))
-    tokens = Colours().encode(views[0][:1]).tokens[0].view(4, 4, 3)[:, 2:].mean(dim=(0, 1))
-    other = Colours().encode(views[1][:1]).tokens[0]
-    scores = other @ DIRECTION
-    share = (scores - scores.min()) / (scores.max() - scores.min())
-    wanted = F.cosine_similarity(tokens, (share[:, None] * other).sum(dim=0), dim=0)
-    assert float(found.foreground[0]) == pytest.approx(float(wanted), abs=1e-5)
-
-
-@pytest.mark.parametrize("value", [0, 255])
-def test_a_crop_that_is_all_foreground_or_none_has_no_other_side(tmp_path: Path, value: int) -> None:
-    source = Painted(2)
-    folder = with_masks(tmp_path / "masks", {source.key(i): np.full((8, 8), value, np.uint8) for i in (0, 1)})
-    weigher = MaskedWeigher(Colours(), DIRECTION, gather_masks(looking(source), folder, tmp_path / "k", identity={}))
-    views, origin = shown(Painted(12), [0, 1], np.random.default_rng(0))
-    found = weigher(views, origin._replace(draw=torch.full((2, 2), -1)), 0.0)
-    empty, full = (found.background, found.foreground) if value else (found.foreground, found.background)
-    assert empty.tolist() == [0.0, 0.0]
-    one, other = (Colours().encode(view).tokens.mean(dim=1) for view in views)
-    torch.testing.assert_close(full, F.cosine_similarity(one, other))
-    assert bool(torch.isfinite(found.weight).all())
-
-
-def test_masks_of_other_images_are_an_error(tmp_path: Path) -> None:
-    folder = with_masks(tmp_path / "masks", {"strange/1.png": np.zeros((4, 4), np.uint8)})
-    with pytest.raises(
-        UserError, match=r"no mask of any of the 12 images, the first of which would be colour0/0000\.png"
-    ):
-        gather_masks(looking(), folder, tmp_path / "kept", identity={})
-
-
-def test_photographs_with_drawn_masks(data: Path, tmp_path: Path) -> None:
-    from genview.images import FolderImages
-
-    source = FolderImages(str(data / "coco256_det320" / "images")).build()
-    grids = gather_masks(looking(source), data / "coco256_det320" / "fg_masks", tmp_path, identity={})
-    assert (grids.images, len(grids)) == (256, 200)
-    rows = (data / "coco256_det320" / "index.csv").read_text().splitlines()
-    shares = {f"{split}/{Path(name).stem}": share for split, name, *_, share in (row.split(",") for row in rows[1:])}
-    for i in (0, 100, 200, 255):
-        maps, there = grids.read(torch.tensor([i]), torch.tensor([-1]), torch.device("cpu"))
-        share = shares[source.key(i).removesuffix(".jpg")]
-        assert bool(there[0]) == bool(share)
-        if share:
-            assert float(maps.mean()) == pytest.approx(float(share), abs=0.02)

@@ -1,45 +1,32 @@
+"""The page of a run: all of its sections whatever is there, nothing from elsewhere, and no harm from names."""
+
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import re
-import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from conftest import score
 from genview.errors import UserError
-from genview.images.thumbnail import thumbnail
-from genview.noise import UNKNOWN
-from genview.report import Result, gallery, results, write_page
-from genview.report.by_level import grouped
-from genview.report.collect import collect, series, spread, table
-from genview.report.confusion import confusion, counted
-from genview.report.pairs import Gathered, gather
+from genview.report import Result, results, write_page
 from genview.report.words import label, outcome, points
-from genview.store import Measure, RunFolder, read_table, write_json, write_table
+from genview.store import RunFolder
 from made_runs import (
-    COUNT,
     HOSTILE,
-    SCORES,
-    SKEWED,
     Digits,
     Page,
     add_analysis,
     add_measures,
     add_portrait,
-    add_quality,
     add_views,
     add_weighted,
-    digits,
-    made_run,
-    of_pairs,
+    copied,
+    shown_run,
 )
 
 SECTIONS = [
@@ -60,11 +47,7 @@ SECTIONS = [
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with its page, to be looked at only."""
-    run = made_run(tmp_path_factory.mktemp("report") / "my & run")
-    score(run, {"linear/top1": 0.75}, "best")
-    score(run, {"knn/top1@k=20": 0.671, "linear/top1": 0.5})
-    write_page(run, Digits())
-    return run
+    return shown_run(tmp_path_factory.mktemp("report") / "my & run")
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +58,7 @@ def page(made: RunFolder) -> Page:
 @pytest.fixture
 def run(made: RunFolder, tmp_path: Path) -> RunFolder:
     """A copy that a test may change."""
-    shutil.copytree(made.root, tmp_path / made.root.name)
-    return RunFolder(tmp_path / made.root.name)
+    return copied(made, tmp_path)
 
 
 def test_results_are_of_the_last_backbone_beside_the_baseline_and_the_best(run: RunFolder) -> None:
@@ -171,68 +153,6 @@ def test_ids_are_unique(page: Page) -> None:
     assert set(used) <= set(ids)
 
 
-def test_views_stand_beside_their_originals_by_level(page: Page) -> None:
-    images = {str(image["alt"]): str(image["src"]) for image in page.all("img")}
-    levels = [int(level) for level in re.findall(r"<h3>Level (\d+)</h3>", page.source)]
-    assert levels == [0, 300]
-    assert sum(alt.endswith("at level 300") for alt in images) == 8
-    assert sum(alt.endswith("at level 0") for alt in images) == 8
-    assert pixels(images["View of digits/019.png at level 300"])[0, 0].tolist() == [190, 0, 0]
-    np.testing.assert_array_equal(pixels(images["Original digits/019.png"]), digits()[19])
-    assert "similarity to the source: 0.75 on average" in page.texts["views"]
-    assert "distance between draws: 0.25 on average" in page.texts["views"]
-    assert page.texts["views"].count("on average") == 2, "nothing is known of the other level"
-    assert "nan" not in page.texts["views"]
-
-
-def pixels(uri: str) -> np.ndarray:
-    data = base64.b64decode(uri.partition("base64,")[2])
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def test_unreadable_originals_and_views_are_said_to_be_missing(run: RunFolder) -> None:
-    (run.analysis / "examples.npz").unlink()
-    write_page(run, Digits())
-    assert "Original digits/003.png: not at hand" in Page(run.page).texts["views"]
-    (run.views / "part-00000.tar").unlink()
-    write_page(run, Digits())
-    assert "View of digits/019.png at level 300: not at hand" in Page(run.page).texts["views"]
-
-
-def test_originals_come_from_the_analysis_without_a_source(run: RunFolder) -> None:
-    write_page(run)
-    assert "not at hand" not in Page(run.page).texts["views"]
-    examples = run.analysis / "examples.npz"
-    kept = {name: values[13:15] for name, values in np.load(examples).items()}
-    np.savez(examples, **kept)
-    write_page(run)
-    alts = [str(image["alt"]) for image in Page(run.page).all("img")]
-    originals = [alt for alt in alts if alt.startswith("Original")]
-    assert originals == ["Original digits/013.png", "Original digits/014.png"]
-
-
-def test_highest_and_lowest_weights_are_chosen(made: RunFolder, page: Page) -> None:
-    pairs = read_table(made.pairs / "pictured.parquet")
-    high, low = gallery.extremes(pairs)
-    assert pairs["weight"][high] == pytest.approx([1.95, 1.85, 1.75, 1.65, 1.55, 1.45, 1.35, 1.25])
-    assert pairs["weight"][low] == pytest.approx([0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75])
-    section = page.texts["pairs"]
-    weights = [float(found) for found in re.findall(r"weight ([\d.]+) ·", section)]
-    assert weights == pytest.approx(pairs["weight"][high + low].tolist())
-
-
-def test_few_pairs_are_never_shown_twice_and_nan_never() -> None:
-    assert gallery.extremes({"weight": np.array([1.0, np.nan, 3.0, 2.0])}) == ([2, 3], [0])
-    assert gallery.extremes({"weight": np.array([1.0])}) == ([0], [])
-
-
-def test_originals_among_pairs_have_no_level(made: RunFolder, page: Page) -> None:
-    pairs = read_table(made.pairs / "pictured.parquet")
-    high, low = gallery.extremes(pairs)
-    expected = sum(int(pairs["level"][i]) == -1 for i in high + low)
-    assert page.texts["pairs"].count("not generated") == expected == 1
-
-
 @pytest.mark.parametrize("done", range(6))
 def test_half_done_runs_give_a_page_that_names_the_missing_stage(tmp_path: Path, done: int) -> None:
     run = RunFolder(tmp_path / "run")
@@ -281,97 +201,6 @@ def test_odd_names_are_written(tmp_path: Path) -> None:
     assert "?.png" in Page(run.page).texts["quarantine"]
 
 
-def test_quality_is_shown_for_each_level(page: Page) -> None:
-    assert "300 pairs seen in training" in page.texts["histograms"]
-    assert "The latest 300 of the pairs that were looked at, from step 1 to 300." in page.texts["quality"]
-    drawn = [label for label in page.source.split('aria-label="')[1:] if " by level. " in label]
-    assert [label.split(" by level")[0] for label in drawn] == ["weight", "foreground", "background"]
-    # Of the weights, (i mod 100) / 100 in the order of i, a level's are a third each: it is i // 100 · 100 − 1.
-    assert "weight by level. none: median 0.495, 100 pairs; 99: median 0.495, 100 pairs; 199:" in drawn[0]
-    assert "foreground by level. none: median -1.000" in drawn[1]
-
-
-def test_many_levels_are_put_together_and_originals_stay_apart() -> None:
-    level = np.concatenate([np.full(50, -1), np.arange(500)])
-    groups = grouped({"level": level, "weight": level / 100})
-    assert list(groups) == ["none", *(f"{low}–{low + 99}" for low in range(0, 500, 100))]
-    assert [len(rows["weight"]) for rows in groups.values()] == [50, *[100] * 5]
-    assert float(groups["300–399"]["weight"].max()) == pytest.approx(3.99)
-
-
-def test_levels_are_counted(page: Page) -> None:
-    assert "Views by level: 12 at level 0, 8 at level 300" in page.source
-    ticks = re.findall(r"<text[^>]*>(\d+)</text>", page.source[page.source.index("Views by level") :])
-    assert ticks[:2] == ["0", "300"]
-
-
-def test_many_levels_give_a_few_rows_and_a_histogram(run: RunFolder) -> None:
-    part = run.views / "part-00000.parquet"
-    columns = table(run.views, ["key", "draw", "status", "shard", "offset", "length", "score", "diversity"])
-    assert columns is not None
-    write_table(part, {**columns, "level": np.arange(COUNT) * 50})
-    write_page(run, Digits())
-    source = run.page.read_text()
-    levels = [int(level) for level in re.findall(r"<h3>Level (\d+)</h3>", source)]
-    assert (len(levels), levels[0], levels[-1]) == (8, 0, 950)
-    assert "8 of 20 levels are shown" in source
-    assert "Histogram of levels from 0 to 950" in source
-
-
-def test_series_sorts_drops_nan_and_averages_neighbours() -> None:
-    values = ((2.0, 20), (float("nan"), 30), (1.0, 10))
-    short = [Measure("train/loss", value, step) for value, step in values]
-    found = series([*short, Measure("train/rate", 9.0, 5)], "train/loss")
-    assert (found.steps.tolist(), found.values.tolist()) == ([10, 20], [1, 2])
-    found = series([Measure("a", float(step % 2), step) for step in range(600)], "a")
-    assert len(found.steps) == 300
-    np.testing.assert_allclose(found.steps, np.arange(300) * 2 + 0.5)
-    np.testing.assert_allclose(found.values, 0.5)
-    assert series([], "a").steps.size == 0
-
-
-def test_tables_are_sampled_from_first_to_last_part(tmp_path: Path) -> None:
-    for i in range(120):
-        write_table(tmp_path / f"part-{i:05d}.parquet", {"key": [str(i)], "ratio": np.array([float(i)])})
-    found = table(tmp_path, ["ratio"])
-    assert found is not None
-    assert list(found) == ["ratio"]
-    assert len(found["ratio"]) == 50
-    assert found["ratio"][[0, -1]].tolist() == [0, 119]
-    assert np.diff(found["ratio"]).tolist().count(1) < 40
-    assert spread([1, 2, 3], 5) == [1, 2, 3]
-    assert spread([], 5) == []
-
-
-def test_heat_is_orange_above_the_threshold_and_blue_below() -> None:
-    grey = np.full((128, 128, 3), 128, np.uint8)
-    scores = np.concatenate([np.full((4, 2), -1.0), np.full((4, 2), 1.0)], axis=1)
-    laid = gallery.heat(grey, scores).astype(int)
-    assert laid[64, 5, 2] > laid[64, 5, 0] + 50
-    assert laid[64, -5, 0] > laid[64, -5, 2] + 50
-    np.testing.assert_array_equal(gallery.heat(grey, np.zeros((4, 4))), grey)
-
-
-def test_cut_out_keeps_the_mask_and_darkens_the_rest() -> None:
-    image = np.full((128, 128, 3), 200, np.uint8)
-    mask = np.zeros((4, 4), bool)
-    mask[1:3, 1:3] = True
-    cut = gallery.cut_out(image, mask)
-    assert cut[64, 64].tolist() == [200, 200, 200]
-    assert cut[5, 5].tolist() == [60, 60, 60]
-    assert cut[33, 64].tolist() == gallery.FOREGROUND.tolist()
-    assert (cut == image).all(axis=2).sum() == 60 * 60
-
-
-def test_thumbnails_are_small_squares() -> None:
-    wide = Image.new("RGB", (400, 200), (0, 200, 0))
-    assert pixels(gallery.data_uri(thumbnail(wide, 128))).shape == (128, 128, 3)
-    assert gallery.data_uri(thumbnail(wide, 128)).startswith("data:image/jpeg;base64,")
-    tiny = gallery.data_uri(thumbnail(Image.fromarray(digits()[5]), 128))
-    assert tiny.startswith("data:image/png;base64,")
-    np.testing.assert_array_equal(pixels(tiny), digits()[5])
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -401,193 +230,3 @@ def test_equal_runs_give_equal_pages(run: RunFolder) -> None:
     first = write_page(run, Digits()).read_bytes()
     assert write_page(run, Digits()).read_bytes() == first
     assert json.loads((run.analysis / "summary.json").read_text())["threshold"] == 0.12345678
-
-
-def test_the_lowest_the_median_and_the_highest_score_of_a_level_are_shown(run: RunFolder) -> None:
-    write_page(run, Digits())
-    source = run.page.read_text()
-    shown = re.findall(
-        r'alt="View of [^"]*?(?:digits/)?(\d{3})?\.png at level 0"[^>]*>.*?<figcaption>(\w+) sim', source
-    )
-    assert [(int(name or 0), place) for name, place in shown] == [
-        (1, "lowest"),
-        (9, "lowest"),
-        (7, "lowest"),
-        (6, "median"),
-        (11, "median"),
-        (0, "highest"),
-        (8, "highest"),
-        (3, "highest"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("count", "places"),
-    [(1, "m"), (2, "lh"), (3, "lmh"), (4, "lmmh"), (5, "llmhh"), (8, "lllmmhhh"), (9, "lllmmhhh")],
-)
-def test_no_view_is_shown_twice(count: int, places: str) -> None:
-    chosen = gallery.ranked(list(range(count)))
-    assert "".join(place[0] for _, place in chosen) == places
-    rows = [row for row, _ in chosen]
-    assert len(set(rows)) == len(rows)
-    assert rows == sorted(rows)
-    assert (rows[0], rows[-1]) == (0, count - 1)
-
-
-def test_a_level_that_is_not_known_is_called_so(run: RunFolder) -> None:
-    part = run.views / "part-00000.parquet"
-    write_table(part, {**read_table(part), "level": np.full(COUNT, UNKNOWN)})
-    write_page(run, Digits())
-    page = Page(run.page)
-    assert re.findall(r"<h3>([^<]*level[^<]*)</h3>", page.source) == ["Unknown level"]
-    assert "Views by level: 20 at unknown level" in page.source
-    assert str(UNKNOWN) not in page.texts["views"]
-
-
-def left_out_of(run: RunFolder, dropped: int, policy: str = "drop") -> str:
-    """Drop the first views, filter by 0.73…0.77, and return what the page says."""
-    part = run.views / "part-00000.parquet"
-    status = np.where(np.arange(COUNT) < dropped, "dropped", "made").astype(object)
-    status[-1] = "failed"
-    write_table(part, {**read_table(part), "status": status})
-    write_json(
-        run.views / "plan" / "plan.json", {"filter": {"policy": policy, "lowest": 0.73, "highest": 0.77, "tries": 3}}
-    )
-    write_page(run, Digits())
-    return Page(run.page).texts["views"]
-
-
-def test_views_that_were_left_out_are_counted_by_reason(run: RunFolder) -> None:
-    assert "left out" not in Page(write_page(run, Digits())).texts["views"]
-    failed = "1 failed (black in full precision, or no readable file)."
-    assert f"Views left out: {failed}" in left_out_of(run, 0)
-    said = "3 dropped by the filter (similarity: 1 below 0.73, 2 above 0.77) and " + failed
-    write_table(run.views / "part-00000.parquet", {**read_table(run.views / "part-00000.parquet"), "score": SKEWED})
-    assert said in left_out_of(run, 3)
-    assert "3 dropped by the filter (redraws: 3; similarity: " in left_out_of(run, 3, "redraw")
-    write_json(run.views / "summary.json", {"planned": 900, "made": 600, "dropped": 299, "failed": 1})
-    text = left_out_of(run, 3)
-    assert "299 dropped by the filter (similarity of 3 looked at: 1 below 0.73, 2 above 0.77)" in text
-    assert "Chosen from an even sample of 16 among 600 views." in text
-
-
-def test_dropped_views_are_not_drawn_and_not_counted(run: RunFolder) -> None:
-    part = run.views / "part-00000.parquet"
-    columns = read_table(part)
-    columns["status"] = np.where(np.arange(COUNT) < 12, "made", "dropped").astype(object)
-    write_table(part, columns)
-    material = collect(run)
-    assert material.generated == 12
-    assert material.views is not None
-    assert set(material.views["level"]) == {0}
-    write_json(run.views / "summary.json", {"planned": 20, "made": 11, "dropped": 9})
-    assert collect(run).generated == 11, "the summary of a finished stage counts, not its parts"
-
-
-def test_pairs_are_joined_with_what_other_stages_know(run: RunFolder) -> None:
-    found = gathered(run, Digits())
-    assert found.pictured == COUNT
-    assert found.recorded == 300
-    ratio = np.linspace(0, 1, COUNT, dtype=np.float32)
-    place = np.array([*range(COUNT), *(i % COUNT for i in range(300))])
-    np.testing.assert_allclose(found.columns["ratio"], ratio[place])
-    made = np.where((found.columns["level"] >= 0) & (place < 12), SCORES[np.minimum(place, 11)], np.nan)
-    np.testing.assert_allclose(found.columns["score"], made, rtol=1e-6)
-    assert found.pictures["view"][0] is None, "both its views are of the original"
-    np.testing.assert_array_equal(decoded(found.pictures["view"][7])[0, 0], [70, 0, 0])
-    assert found.pictures["original"][3] is None, "it cannot be read"
-    assert found.pictures["map"][3] is None
-    shown = decoded(found.pictures["map"][5]).astype(int)
-    above = np.asarray(Image.fromarray(digits()[5, ::4, ::4, 0] > 127).resize(shown.shape[:2]))
-    red = shown[..., 0] - shown[..., 2]
-    assert red[above].mean() > red[~above].mean() + 50, "orange above the threshold, blue below"
-
-
-def test_pairs_of_a_run_without_analysis_views_and_pictures(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    add_quality(run)
-    found = gathered(run, None)
-    assert found.pictured == 0
-    assert np.isnan(found.columns["ratio"]).all()
-    assert np.isnan(found.columns["score"]).all()
-    write_page(run)
-    assert "0 pairs have pictures" in Page(run.page).texts["pairs"]
-
-
-def test_a_parts_map_that_an_older_version_did_not_write_is_done_without(run: RunFolder) -> None:
-    part = run.analysis / "part-00000.parquet"
-    write_table(part, {name: values for name, values in read_table(part).items() if name != "map"})
-    found = gathered(run, Digits())
-    assert found.pictures["map"] == [None] * COUNT
-    assert np.isfinite(found.columns["ratio"]).all()
-
-
-def gathered(run: RunFolder, source: Digits | None) -> Gathered:
-    material = collect(run)
-    assert material.latest is not None
-    return gather(run, material.pictured, material.latest, source)
-
-
-def decoded(file: bytes | None) -> np.ndarray:
-    assert file is not None
-    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
-
-
-def test_runs_without_weights_are_browsed_too(run: RunFolder) -> None:
-    for name in ("pictured", "latest"):
-        table = read_table(run.pairs / f"{name}.parquet")
-        blank = np.full(len(table["key"]), np.nan, np.float32)
-        write_table(run.pairs / f"{name}.parquet", {**table, "foreground": blank, "background": blank})
-    write_page(run, Digits())
-    page = Page(run.page)
-    assert "Highest weights" not in page.texts["pairs"]
-    assert "genview pretrain makes this when the experiment has quality" in page.texts["quality"]
-    assert "Foreground similarity" not in page.texts["pairs"]
-    assert "20 pairs have pictures" in page.texts["pairs"]
-
-
-def test_confusions_are_counted() -> None:
-    classes, counts = counted({"label": np.array(["b", "a", "b", "b"]), "predicted": np.array(["b", "b", "c", "b"])})
-    assert classes == ["a", "b", "c"]
-    assert counts.tolist() == [[0, 1, 0], [0, 2, 1], [0, 0, 0]]
-
-
-def test_a_few_classes_give_a_matrix_and_many_give_lists(page: Page) -> None:
-    assert "Right on 80.0% of 20 test images." in page.texts["confusion"]
-    cells = re.findall(r'style="--share:([\d.]+)">(\d*)<', page.source)
-    assert cells == [("0.80", "80"), ("0.20", "20"), ("0.20", "20"), ("0.80", "80")]
-    label = np.array([f"class {i:03d}" for i in range(50) for _ in range(4)], object)
-    predicted = label.copy()
-    predicted[:3], predicted[8] = "class 049", "class 000"
-    body = confusion({"label": label, "predicted": predicted}).body
-    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", body)
-    assert rows[:2] == [("class 000", "class 049", "3"), ("class 002", "class 000", "1")]
-    assert rows[2:4] == [("class 000", "25%", "4"), ("class 002", "75%", "4")]
-    assert "matrix" not in body
-
-
-def test_the_map_has_a_point_for_each_image_in_the_colour_of_its_class(page: Page) -> None:
-    circles = page.all("circle")
-    assert len(circles) == COUNT
-    assert [circle["cx"] for circle in circles[:2]] == ["14", "65"], "from left to right, 972 units of 1000 wide"
-    assert len({circle["fill"] for circle in circles}) == 2
-    assert circles[0]["fill"] == circles[2]["fill"] != circles[1]["fill"]
-    # Neighbours i + 1, i + 2, i + 3 of classes that take turns: one of three is of the same class.
-    assert "Of the 3 nearest neighbours of an image among them, 33% are of its class." in page.texts["space"]
-
-
-def test_fifty_thousand_pairs_give_a_small_page_soon(run: RunFolder) -> None:
-    chance = np.random.default_rng(0)
-    place = np.arange(50_000)
-    latest = of_pairs(place, chance.choice([-1, 0, 200, 400], 50_000), chance.random(50_000).astype(np.float32))
-    write_table(run.pairs / "latest.parquet", latest)
-    noise = [thumbnail(Image.fromarray(chance.integers(0, 256, (96, 96, 3), np.uint8)), 96) for _ in range(8)]
-    files = {side: np.array([noise[i % 8] for i in range(272)], object) for side in "ab"}
-    write_table(run.pairs / "pictured.parquet", {**{n: v[:272] for n, v in latest.items()}, **files})
-    start = time.process_time()
-    size = write_page(run, Digits()).stat().st_size
-    assert time.process_time() - start < 10
-    assert size < 15_000_000, "two of the five pictures of a pair are noise here, the largest there are"
-    page = Page(run.page)
-    assert "272 pairs have pictures" in page.texts["pairs"]
-    assert "4,000 points more are an even sample of the latest 50,000." in page.texts["pairs"]

@@ -3,72 +3,27 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from conftest import Painted
 from genview.errors import UserError
-from genview.experiment import Grid, Stages, load_study, run_all, run_study
-from genview.experiment.grid import laid_over
-from genview.experiment.sharing import Shared, link, making_of
-from genview.experiment.study import Runs
+from genview.experiment import Stages, load_study, run_all, run_study
 from genview.experiment.study_progress import steps_done
 from genview.launch import Here, Indexed
-from genview.methods import SimSiam
-from genview.noise import Random
 from genview.report import standings, watched
 from genview.report.collect import final
 from genview.store import RunFolder
-
-BASE = {
-    "generator": {"kind": "embedded", "steps": 1, "batch": 12, "size": 32},
-    "foreground": {"sample": 12, "batch": 12},
-    "pairs": {"recipe": "small", "size": 16},
-    "quality": {"encoder": "generator"},
-    "method": {"kind": "simsiam", "projection": 8, "bottleneck": 4},
-    "training": {
-        "backbone": {"name": "resnet18", "args": {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 8]}},
-        "length": "3 steps",
-        "batch": 6,
-        "workers": 0,
-        "save_every": "1 steps",
-        "probe_every": "1 steps",
-    },
-    "evaluation": [{"kind": "knn", "k": [5], "plain": False}, {"kind": "linear", "iterations": 5, "rates": []}],
-    "baseline": True,
-}
-STUDY = {
-    "experiment": "base.yaml",
-    "vary": {"views": {"baseline": {"generator": None, "quality": None}, "adaptive + quality": None}},
-    "seeds": [0, 1],
-    "compare": {"views": "baseline"},
-}
-
-
-def silent(_what: str, _done: int, _total: int, _note: str) -> None:
-    return
+from made_studies import BASE, made_study, silent
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve painted images, of which ten are trained on, and six to test on, an experiment, and a study of it."""
-    root, source = tmp_path_factory.mktemp("study"), Painted(18, kinds=2)
-    for i in range(len(source)):
-        path = root / ("train" if i < 12 else "test") / source.key(i)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        source.image(i).save(path)
-    images = {part: {"kind": "folder", "root": str(root / part)} for part in ("train", "test")}
-    (root / "base.yaml").write_text(yaml.safe_dump({"images": images["train"], "test": images["test"], **BASE}))
-    (root / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
-    return root / "study.yaml"
+    return made_study(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
@@ -309,138 +264,6 @@ def test_a_study_that_was_changed_is_refused_before_anything_is_done(finished: P
     assert (finished / "study.yaml").read_bytes() == before
 
 
-def test_images_without_labels_are_refused(file: Path, tmp_path: Path) -> None:
-    over = [f"experiment.images.root={file.parent / 'train' / 'colour0'}", "experiment.test=null"]
-    with pytest.raises(UserError, match="no labels to score its runs by"):
-        run_study(load_study(file, over), tmp_path, Here(), silent)
-
-
-def test_workers_are_handed_the_runs(file: Path, tmp_path: Path) -> None:
-    """What launchers send to other processes, and what they ask of it."""
-    sent = pickle.loads(pickle.dumps(Runs(load_study(file), tmp_path)))
-    assert isinstance(sent, Runs)
-    assert sent.grid == load_study(file)
-    assert not sent.finished(0)
-
-
-def test_check_tells_the_runs_and_their_cost(file: Path, said: Callable[..., Any]) -> None:
-    done = said("check", file)
-    assert done.returncode == 0, done.stderr
-    for text in ("runs: 4 (2 variants, 2 seeds)", "views for 2 runs", "generate:", "4 runs of simsiam, each", "all:"):
-        assert text in done.stdout
-
-
-def grid(file: Path, **changes: Any) -> Grid:
-    path = file.parent / "changed.yaml"
-    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
-    return load_study(path)
-
-
-def test_all_variants_come_with_the_first_seed_before_the_next(file: Path) -> None:
-    found = grid(file, vary={"gamma": {0.5: {"quality": {"gamma": 0.5}}, 2: None}, **STUDY["vary"]})  # type: ignore[dict-item]
-    assert [(run.variants, run.experiment.seed) for run in found.runs] == [
-        ((gamma, views), seed)
-        for seed in (0, 1)
-        for gamma in ("0.5", "2")
-        for views in ("baseline", "adaptive + quality")
-    ]
-    assert found.runs[0].folder == Path("runs/0-5/baseline/seed-0")
-    assert found.runs[0].experiment.quality is None, "a later axis is laid over an earlier one"
-    quality = found.runs[1].experiment.quality
-    assert quality is not None
-    assert (quality.gamma, quality.encoder) == (0.5, "generator")
-    assert not any(run.experiment.baseline for run in found.runs)
-
-
-def test_mappings_merge_and_another_kind_replaces_the_whole() -> None:
-    base = {
-        "method": {"kind": "simsiam", "projection": 8},
-        "training": {"batch": 8, "backbone": {"name": "a"}},
-        "x": [1],
-    }
-    assert laid_over(base, {"training": {"backbone": {"args": {}}}, "x": [2, 3]}) == {
-        "method": {"kind": "simsiam", "projection": 8},
-        "training": {"batch": 8, "backbone": {"name": "a", "args": {}}},
-        "x": [2, 3],
-    }
-    assert laid_over(base, {"method": {"kind": "moco_v2"}})["method"] == {"kind": "moco_v2"}
-    assert laid_over(base, {"method": {"kind": "simsiam", "bottleneck": 4}})["method"]["projection"] == 8
-    assert laid_over(base, {"method": None})["method"] is None
-    assert laid_over({"method": None}, {"method": {"queue": 3}}) == {"method": {"queue": 3}}
-    assert base["training"] == {"batch": 8, "backbone": {"name": "a"}}, "the original is left alone"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seeds": []}, "one at least"),
-        ({"seeds": [1, 1]}, "different numbers"),
-        ({"vary": {}}, "an axis at least"),
-        ({"vary": {"views": {}}}, "a variant at least"),
-        ({"compare": {}}, "names one axis"),
-        ({"compare": {"view": "baseline"}}, "vary has no 'view' but views. Did you mean 'views'"),
-        ({"compare": {"views": "baselin"}}, "Did you mean 'baseline'"),
-        ({"vary": {"views": {"baseline": {"seed": 3}}}}, "sets seed: list it under seeds"),
-        ({"vary": {"views": {"baseline": {"baseline": True}}}}, "a variant is the baseline here"),
-        ({"vary": {"views": {"baseline": {"trainin": {}}}}}, "with baseline does not.*\n.*Did you mean 'training'"),
-        ({"vary": {"views": {"a b": {}, "baseline": {}, "a/b": {}}}}, "'a b' and 'a/b' would share the folder a-b"),
-        ({"vary": {"views": {"A": {}, "a": {}}}, "compare": {"views": "a"}}, "would share the folder a"),
-        ({"vary": {"views": {"baseline": {}, "../..": {}}}}, "has neither letter nor digit"),
-        ({"vary": {"views": {"baseline": {}, "a" * 99: {}}}}, "is longer than 80 letters"),
-        ({"vary": {"views": ["baseline"]}}, "vary.views: .*dictionary"),
-        ({"compared": {}}, "does not describe a study:\n.*compared: unknown key. Did you mean 'compare'"),
-        ({"experiment": "bse.yaml"}, "There is no experiment file .*Did you mean .*base.yaml"),
-    ],
-)
-def test_studies_that_cannot_be(changes: dict[str, Any], message: str, file: Path) -> None:
-    with pytest.raises(UserError, match=message):
-        grid(file, **changes)
-
-
-def test_what_is_shared_depends_on_what_the_views_depend_on(file: Path) -> None:
-    """Levels share an analysis, methods and seeds share views too, whichever images are held out."""
-    run = grid(file).runs[1]
-    shared, experiment = Shared(Path()), run.experiment
-
-    def place(**changes: Any) -> tuple[Path, Path]:
-        making = making_of(replace(experiment, **changes), 0)
-        assert making is not None
-        return shared.analysis(making).root, shared.views(making).root
-
-    analysis, views = place()
-    assert place(seed=5, quality=None, method=SimSiam(projection=9)) == (analysis, views)
-    assert place(foreground=replace(experiment.foreground, workers=3)) == (analysis, views)
-    assert place(noise=Random())[0] == analysis
-    assert place(noise=Random())[1] != views
-    assert place(generate=replace(experiment.generate, draws=2))[0] == analysis
-    assert place(generate=replace(experiment.generate, draws=2))[1] != views
-    assert place(foreground=replace(experiment.foreground, share=0.3))[0] != analysis
-    assert place(test=None, seed=5) == place(test=None)
-    assert place(test=None) != (analysis, views)
-    assert place(validation=0.5)[0] != analysis
-    assert making_of(grid(file).runs[0].experiment, 0) is None
-
-
-def test_a_link_is_made_once_and_nothing_is_overwritten(tmp_path: Path) -> None:
-    link(tmp_path / "a" / "views", tmp_path / "shared" / "views")
-    link(tmp_path / "a" / "views", tmp_path / "shared" / "views")
-    assert str((tmp_path / "a" / "views").readlink()) == "../shared/views"
-    (tmp_path / "b" / "views").mkdir(parents=True)
-    for place in (tmp_path / "a", tmp_path / "b"):
-        with pytest.raises(UserError, match="delete the run's folder"):
-            link(place / "views", tmp_path / "other")
-
-
 def test_finished_runs_say_on_what(finished: Path) -> None:
     for run in runs_in(finished).values():
         assert json.loads((run.root / "finished.json").read_text())["device"] in ("cpu", "cuda:0")
-
-
-def test_the_study_of_the_documentation_is_one(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
-    text = (root / "docs" / "study.md").read_text()
-    shutil.copy(root / "experiments" / "quickstart.yaml", tmp_path)
-    (tmp_path / "study.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
-    found = load_study(tmp_path / "study.yaml")
-    assert f"It has {len(found.runs)} runs" in text
-    assert {run.variants[1] for run in found.runs} == {"baseline", "random level", "adaptive + quality"}

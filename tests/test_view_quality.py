@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
-from io import BytesIO
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +12,19 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from conftest import Painted
-from genview.errors import UserError
-from genview.generators import EmbeddedSettings, Text, UnclipSettings
+from genview.generators import Text
 from genview.noise import Adaptive
 from genview.store import read_table
 from judging import Noisy, judged, painted, silent
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import policies
-import view_quality
-from classifier import Classifier, Labelled, Recipe, classifier_for, shifted, train
+from classifier import Labelled
 from columns import COLUMNS, Row, meanings, table
 from drawing import compare, drawer, sheet
-from judge import Views, look, nearest, references, rmse
+from judge import Views, nearest, references, rmse
 from policies import Bench
-from view_quality import arguments, main, settings_of
-
-TINY = Recipe(widths=(8, 8, 8), samples=1600, batch=32)
 
 
 def test_distance_by_hand() -> None:
@@ -164,15 +153,6 @@ def _analysed(bench: Bench) -> tuple[list[str], np.ndarray]:
     return found["key"].tolist(), found["ratio"]
 
 
-def test_presets_are_the_generators_own() -> None:
-    args = arguments(["--size", "48", "--steps", "7", "--guidance", "2", "--presets", "draft", "balanced"])
-    settings = [settings_of(args, preset) for preset in ("", *args.presets)]
-    assert settings == [EmbeddedSettings(size=48, steps=steps, guidance=2) for steps in (7, 1, 7)]
-    assert settings_of(arguments(["--kind", "unclip"]), "paper") == UnclipSettings()
-    with pytest.raises(UserError, match="no preset 'swift' of embedded but paper, balanced"):
-        settings_of(args, "swift")
-
-
 def test_references() -> None:
     sources, bank = painted(40), painted(40, first=40)
     rows, shown = references(judged(sources, bank.images))
@@ -186,55 +166,6 @@ def test_references() -> None:
     assert torch.equal(shown["nearest"], nearest(sources.images, bank.images, silent))
     assert source.between_draws is None
     assert near.between_draws is None
-
-
-def test_shifted_images_are_crops_of_the_mirrored_border() -> None:
-    torch.manual_seed(0)
-    images = painted(40, size=16).images
-    seen = [_how(image, result) for image, result in zip(images, shifted(images, 0.125), strict=True)]
-    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
-    assert {mirrored for _, _, mirrored in seen} == {False, True}
-
-
-def _how(image: Tensor, result: Tensor) -> tuple[int, int, bool]:
-    wide = F.pad(image[None].float(), (2,) * 4, mode="reflect")[0]
-    for top, left, mirrored in product(range(5), range(5), (False, True)):
-        crop = wide[:, top : top + 16, left : left + 16]
-        if torch.equal(crop.flip(2) if mirrored else crop, result):
-            return top, left, mirrored
-    raise AssertionError("no crop of the image")
-
-
-def test_whitened_patches_are_uncorrelated() -> None:
-    net, images = Classifier((4, 4, 4), 3), painted(60).images / 255
-    images = (images + 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    net.whiten(images)
-    found = net.patches(images - 0.5)[:, :12].transpose(0, 1).flatten(1)
-    assert torch.allclose(found @ found.T / found.shape[1], torch.eye(12), atol=0.06)
-    assert torch.equal(net.patches.weight[12:], -net.patches.weight[:12])
-
-
-def test_the_classifier_learns_and_is_kept(tmp_path: Path) -> None:
-    data, told = painted(120), list[int]()
-    net = classifier_for(data, "painted", TINY, tmp_path, lambda _what, done, _total: told.append(done))
-    test = painted(60, first=120)
-    assert float((look(net, test.images).classes == test.labels).float().mean()) > 0.9
-    assert told == list(range(1, 51))
-    again = classifier_for(data, "painted", TINY, tmp_path, lambda *_: pytest.fail("trained again"))
-    assert torch.equal(look(again, test.images).features, look(net, test.images).features)
-    with pytest.raises(RuntimeError, match="trained again"):
-        classifier_for(data.first(100), "painted", TINY, tmp_path, _refuse)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def _refuse(what: str, done: int, total: int) -> None:
-    raise RuntimeError(f"trained again ({what} {done}/{total})")
-
-
-def test_training_is_the_same_every_time() -> None:
-    short = Recipe(widths=(8, 8, 8), samples=96, batch=32)
-    a, b = (train(painted(60), short, "cpu", silent).head.weight for _ in range(2))
-    assert torch.equal(a, b)
 
 
 def test_the_table() -> None:
@@ -255,82 +186,3 @@ def test_the_sheet(tmp_path: Path) -> None:
         assert paper.size == (64, 3 * 32 + 16)
         assert paper.getpixel((1, 16 + 1)) == tuple(images[0, :, 0, 0].tolist())
         assert paper.getpixel((33, 16 + 1)) == tuple(images[2, :, 0, 0].tolist())
-
-
-@pytest.fixture
-def asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """A folder of painted images under the names of the real ones; what the program loads is only noted down."""
-    monkeypatch.setenv("GENVIEW_DATA", str(tmp_path))
-    monkeypatch.setattr(view_quality, "QUICK", TINY)
-    asked: list[object] = []
-
-    def load(settings: object) -> Noisy:
-        asked.append(settings)
-        return Noisy()
-
-    monkeypatch.setattr(view_quality, "load", load)
-    monkeypatch.setattr(view_quality, "baselines", lambda _settings: [("img2img", Noisy())])
-    (tmp_path / "cifar10").mkdir()
-    source = Painted(90, size=16)
-    for name, rows in (("train-00", range(30)), ("train-01", range(30, 60)), ("test", range(60, 90))):
-        with zipfile.ZipFile(tmp_path / "cifar10" / f"{name}.zip", "w") as archive:
-            for i in rows:
-                source.image(i).save(data := BytesIO(), "PNG")
-                archive.writestr(f"{name[:5]}/{source.key(i)}", data.getvalue())
-    return asked
-
-
-def photographed(folder: Path) -> None:
-    """Write four photographs with masks: the disc, and one that is all thing."""
-    for part in ("images", "fg_masks"):
-        (folder / "coco256_det320" / part / "val").mkdir(parents=True)
-    for i in range(4):
-        image = Painted(size=64).image(i)
-        image.save(folder / "coco256_det320" / "images" / "val" / f"{i}.jpg")
-        disc = np.array(image).min(axis=2) > 200
-        Image.fromarray(disc if i else np.ones_like(disc)).save(
-            folder / "coco256_det320" / "fg_masks" / "val" / f"{i}.png"
-        )
-
-
-def test_the_program(tmp_path: Path, asked_for: list[object], capsys: pytest.CaptureFixture[str]) -> None:
-    photographed(tmp_path)
-    asked = ["--quick", "--size", "16", "--count", "14", "--cache", str(tmp_path / "cache")]
-    assert main([*asked, "--sheet", str(tmp_path / "views.png")]) == 0
-    shown = capsys.readouterr()
-    last = json.loads(shown.out.splitlines()[-1])
-    levels = [f"{name} {level}" for name in ("level", "img2img") for level in (0, 200, 400)]
-    assert [row["name"] for row in last["rows"]] == ["source", "hand-made", "nearest", *levels]
-    assert (last["generator"], last["count"], last["others"], last["data"]) == ("noisy", 14, 16, "cifar10")
-    assert (last["quick"], last["photographs"]) == (True, 3)
-    assert last["rows"][3]["inside"] > last["limits"]["others"]["inside"]
-    assert last["encoded_per_second"].keys() == {"level", "img2img"}
-    assert "left" in shown.err
-    assert (tmp_path / "views.png").exists()
-    assert asked_for == [EmbeddedSettings(size=16)]
-
-
-def test_the_program_with_presets_and_policies(
-    tmp_path: Path, asked_for: list[object], capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = ["--quick", "--size", "16", "--count", "24", "--cache", str(tmp_path / "cache")]
-    more = ["--presets", "paper", "fast", "--levels", "100", "--policies", "constant", "drop"]
-    assert main([*asked, *more]) == 0
-    said = capsys.readouterr().out
-    last = json.loads(said.splitlines()[-1])
-    assert [row["name"] for row in last["rows"][3:]] == ["paper 100", "img2img 100", "constant", "drop", "fast 100"]
-    assert last["count"] == last["others"] == 15, "at most half of the test images are sources"
-    assert "no coco256_det320" in said
-    assert last["photographs"] is last["rows"][3]["inside"] is None
-    assert asked_for == [EmbeddedSettings(size=16), EmbeddedSettings(size=16, steps=1)]
-    assert {name: found["steps"] for name, found in last["settings"].items()} == {"paper": None, "fast": 1}
-
-
-def test_missing_data_and_weights_end_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("GENVIEW_DATA", str(tmp_path))
-    assert main(["--generator", "none", "--cache", str(tmp_path)]) == 2
-    assert "Set GENVIEW_DATA" in capsys.readouterr().err
-    assert main(["--generator", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere" in capsys.readouterr().err

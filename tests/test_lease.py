@@ -1,0 +1,71 @@
+"""A lease passes on when its holder is dead, and only then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from genview.launch.lease import Leases, owner
+from marks import wait_for
+
+
+def test_the_lease_of_the_dead_passes_on_and_that_of_the_slow_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = iter(range(10**9, 10**12, 10**9))
+    monkeypatch.setattr(time, "time", lambda: float(next(jumps)))  # the clock of the day leaps on, and back
+    mine, other = Leases(tmp_path, 0.4), Leases(tmp_path, 0.4)
+    (tmp_path / "dead.lease").write_bytes(b"0123456789abcdef 7\n")
+    os.utime(tmp_path / "dead.lease", (0, 0))
+    with mine.held("slow") as held:
+        assert held
+        deadline = time.monotonic() + 1.2
+        taken = False
+        while time.monotonic() < deadline:
+            with other.held("slow") as slow, other.held("dead") as dead:
+                assert not slow
+                taken |= dead
+                assert not dead or time.monotonic() > deadline - 0.8, "patience is kept"
+            os.utime(tmp_path / "slow.lease", (0, 0))
+            time.sleep(0.05)
+        assert taken
+    with other.held("slow") as held:
+        assert held
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lease_of_a_process_of_this_machine_that_is_gone_passes_on_at_once(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    home = owner(0).rpartition(b"/")[0]
+    owners = {"gone": owner(gone.pid), "here": owner(os.getpid()), "elsewhere": b"x" + owner(gone.pid)}
+    for name, mark in {**owners, "odd": home + b"/x", "old": b"7"}.items():
+        (tmp_path / f"{name}.lease").write_bytes(b"0123456789abcdef " + mark + b" 7\n")
+    (tmp_path / "empty.lease").write_bytes(b"")
+    died: list[str] = []
+    leases = Leases(tmp_path, 1000, died.append)
+    for name in (*owners, "odd", "old", "empty"):
+        with leases.held(name) as held:
+            assert held == (name == "gone"), name
+            if held:
+                wait_for(lambda: b" 0\n" in (tmp_path / "gone.lease").read_bytes())
+                with Leases(tmp_path, 1000).held(name) as again:
+                    assert not again
+    assert died == ["gone"]
+
+
+def test_who_was_taken_for_dead_leaves_the_lease_of_the_other_alone(tmp_path: Path) -> None:
+    with Leases(tmp_path, 0.2).held("a") as held:
+        assert held
+        (tmp_path / "a.lease").unlink()
+        with Leases(tmp_path, 0.2).held("a") as again:
+            assert again
+            wait_for(lambda: b" 2\n" in (tmp_path / "a.lease").read_bytes())
+            content = (tmp_path / "a.lease").read_bytes()
+            time.sleep(0.1)
+            assert (tmp_path / "a.lease").read_bytes()[:16] == content[:16]
+    assert not list(tmp_path.iterdir())
