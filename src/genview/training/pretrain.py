@@ -50,22 +50,14 @@ def pretrain(
     plan = plan_of(settings, pairs.epoch)
     share_of(settings, world_size())
     torch.manual_seed(seed_of(pairs.seed, "", 0, "weights"))
-    last = run.checkpoints / "last.pt"
-    begun = last.exists()
+    begun = (run.checkpoints / "last.pt").exists()
     anew = replace(settings, start_from=None) if begun else settings  # the file may be gone by now
     learner = built(method, anew, pairs.settings, fabric, weighted=weigh is not None)
     optimizer = settings.optimizer.build(learner)
     state = TrainState(learner, optimizer, fabric.strategy.precision)
+    best = _continued(run, state, fabric.device)
     on_gpu = settings.augment == "auto" and fabric.device.type == "cuda"
     pairs.looks_on_device = on_gpu or settings.augment == "device"
-    if rank() == 0:
-        sweep(run.checkpoints)
-    if begun:
-        state.load(last, fabric.device)
-    reached = state.step if begun else -1  # what was seen before the first step is seen again
-    if rank() == 0:
-        run.forget_after(reached, ("train/", "online/", "quality/"))
-    best = Best.continued(run.checkpoints, reached) if rank() == 0 else Best(run.checkpoints)
     module, wrapped = fabric.setup(learner, optimizer)
     own_buffers(module)
     with Record(run, settings, plan.steps, state.step, tell) as record:
@@ -75,6 +67,19 @@ def pretrain(
         export(learner.backbone, run.backbone)
     fabric.barrier()
     return learner.backbone
+
+
+def _continued(run: RunFolder, state: TrainState[Learner], device: torch.device) -> Best:
+    """Bring the state to the run's checkpoint, forget what was measured after it, and find the best so far."""
+    last, reached = run.checkpoints / "last.pt", -1  # without a checkpoint the start is seen again, too
+    if last.exists():
+        state.load(last, device)
+        reached = state.step
+    if rank() > 0:
+        return Best(run.checkpoints)
+    sweep(run.checkpoints)
+    run.forget_after(reached, ("train/", "online/", "quality/"))
+    return Best.continued(run.checkpoints, reached)
 
 
 def built(method: Method, settings: TrainSettings, views: PairSettings, fabric: Fabric, *, weighted: bool) -> Learner:
