@@ -223,14 +223,45 @@ def test_an_experiment_that_quotes_a_study_is_a_run_of_it(alone: str, study: str
 
 
 def test_the_study_of_budgets_varies_length_and_second_view_alone() -> None:
-    runs = {run.variants: run.experiment for run in load_study(ROOT / "experiments" / "study-budget.yaml").runs}
+    runs = shipped_runs("study-budget")
     assert len(runs) == 8
-    short, first = runs["40 epochs", "originals"], runs["160 epochs", "originals"]
+    short, first = runs["40 epochs", "originals", 0], runs["160 epochs", "originals", 0]
     assert short == replace(first, training=replace(first.training, length="40 epochs"))
-    for (_, name), other in runs.items():
+    for (_, name, _), other in runs.items():
         assert (other.generator is None, other.views) == (name != "generated", SAME.get(name))
         assert other.pairs == replace(first.pairs, views=0.3 if "30" in name else 1.0)
         assert replace(other.training, length=first.training.length) == first.training
+
+
+def test_the_study_of_all_images_is_that_of_some_but_for_more_images() -> None:
+    some, every = (shipped_runs(name) for name in ("study-cifar10", "study-cifar10-all"))
+    assert len(every) == 30
+    for names, run in every.items():
+        fewer, training = some[names], replace(run.training, length="40 epochs", probe_every="20 epochs")
+        assert replace(run, training=training, images=fewer.images) == fewer
+
+
+def test_the_study_of_levels_has_runs_of_the_one_that_it_explains() -> None:
+    levels, explained = shipped_runs("study-levels"), shipped_runs("study-imagenette64")
+    for name, theirs in (("baseline", "baseline"), ("level 200", "constant level")):
+        assert levels[name, 0] == explained["simsiam", theirs, 0]
+    for (name, seed), run in levels.items():
+        assert replace(run, noise=levels["level 200", seed].noise) == levels["level 200", seed] or name == "baseline"
+
+
+def test_the_study_of_a_start_varies_the_second_view_alone() -> None:
+    runs = shipped_runs("study-start")
+    for (name, seed), run in runs.items():
+        first = runs["originals", seed]
+        assert run.training == first.training
+        assert (run.generator is None, run.views) == (name != "generated", SAME.get(name))
+        assert run.pairs == replace(first.pairs, views=0.3 if "30" in name else 1.0)
+
+
+def shipped_runs(name: str) -> dict[Any, Experiment]:
+    """Experiments of a shipped study by its variants and seed."""
+    runs = load_study(ROOT / "experiments" / f"{name}.yaml").runs
+    return {(*run.variants, run.experiment.seed): run.experiment for run in runs}
 
 
 SAME = {"same class": SameClassViews(), "same class, 30 %": SameClassViews()}
