@@ -19,7 +19,7 @@ class TrainSettings:
     """How to train.
 
     `start_from` is what the backbone has at first: null for random weights, else a .safetensors file of the same
-    model, or the name of weights that timm has ('timm' for those of the backbone's name). Its heads are always new.
+    model, or the name of weights that timm has ('timm' for those of the backbone's name). The method's heads are new.
     `batch` is over all processes and all parts; `accumulate` parts of it are taken one after another, each a
     forward and a backward pass, before the optimizer's step.
     `batchnorm` says whether BatchNorm takes its statistics over that whole batch ('global': synchronised between
