@@ -30,37 +30,38 @@ def fastest() -> str:
 
 @dataclass(frozen=True)
 class Drawer:
-    """Sources whose conditions are known, and a generator that draws views of them."""
+    """Sources whose conditions are known, and a generator that draws views of them, of `side` pixels."""
 
     generator: Generator
     sources: Labelled
     condition: Tensor
+    side: int
     guidance: float
     name: str
     tell: Tell
 
     @torch.no_grad()
     def draw(self, level: int, draw: int, count: int | None = None) -> Tensor:
-        """One uint8 view of each of the first `count` sources, at their side; seeds do not depend on the level."""
+        """One uint8 view of each of the first `count` sources; seeds do not depend on the level."""
         keys, views = self.sources.keys[:count], []
         for rows in torch.arange(len(keys)).split(BATCH):
             seeds = [seed_of(0, keys[i], draw, "view_quality") for i in rows.tolist()]
             levels, guidances = torch.full_like(rows, level), torch.full((len(rows),), self.guidance)
             made = self.generator.sample(self.condition[rows], levels, guidances, seeds)
-            views.append(resized(made, self.sources.images.shape[-1]))
+            views.append(resized(made, self.side))
             self.tell(f"{self.name} {level}, draw {draw + 1}", int(rows[-1]) + 1, len(keys))
         return torch.cat(views)
 
 
 @torch.no_grad()
-def drawer(generator: Generator, sources: Labelled, guidance: float, name: str, tell: Tell) -> Drawer:
+def drawer(generator: Generator, sources: Labelled, side: int, guidance: float, name: str, tell: Tell) -> Drawer:
     """Encode the sources."""
     conditions = []
     for rows in torch.arange(len(sources.keys)).split(BATCH):
         images = sources.images[rows].to(fastest()) / 255
         conditions.append(generator.encoder.encode(images).embedding.cpu())
         tell(f"encoding for {name}", int(rows[-1]) + 1, len(sources.keys))
-    return Drawer(generator, sources, torch.cat(conditions), guidance, name, tell)
+    return Drawer(generator, sources, torch.cat(conditions), side, guidance, name, tell)
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,19 @@ def compare(
     levels: Sequence[int],
     guidance: float,
     name: str,
+    larger: Labelled | None = None,
 ) -> Compared:
-    """Measure every level; rows are called by `name` and level."""
+    """Measure every level; rows are called by `name` and level.
+
+    Where there are `larger` images of the sources, the generator is shown these, and its views are made smaller.
+    """
+    sources, side = larger or judge.sources, judge.sources.images.shape[-1]
     # What is to be compiled should be so before it is timed.
-    drawer(generator, judge.sources.first(BATCH), guidance, f"trying {name}", judge.tell).draw(levels[0], 0)
+    drawer(generator, sources.first(BATCH), side, guidance, f"trying {name}", judge.tell).draw(levels[0], 0)
     start = time.perf_counter()
-    views = drawer(generator, judge.sources, guidance, name, judge.tell)
+    views = drawer(generator, sources, side, guidance, name, judge.tell)
     found = Compared([], {}, name, len(judge.sources.keys) / (time.perf_counter() - start))
-    photos = photographs and drawer(generator, photographs.images, guidance, f"photographs, {name}", judge.tell)
+    photos = photographs and drawer(generator, photographs.images, side, guidance, f"photographs, {name}", judge.tell)
     for level in levels:
         row, found.shown[f"{name} {level}"] = measured(judge, views, level)
         if photographs and photos:

@@ -9,6 +9,7 @@ with the others, too. Every level is measured on the same sources with the same 
 themselves, hand-made augmentations of them, the nearest training images, and, for the embedded generator, image-to-
 image with the same network. That begins with the noised source instead of with noise, at the strength that the
 package's own image-to-image has at that level; 'img2img' knows nothing else of the source, 'begun' the code, too.
+With --made-at the generator is shown larger sources, and its views are made smaller before they are judged.
 With --presets every level is measured at each of them; with --policies so are ways of choosing levels and of
 filtering views. So what speed costs in quality stands beside it. What levels keep inside and outside the foreground
 is measured on photographs with masks, where GENVIEW_DATA has coco256_det320. The last line printed is a JSON object.
@@ -103,6 +104,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     known.add_argument("--generator", default="", help="weights: a folder or id; 'none' for no generator")
     known.add_argument("--data", default="cifar10", choices=sorted(FILES))
     known.add_argument("--size", type=int, default=32, help="side in pixels")
+    known.add_argument(
+        "--made-at", type=int, help="side of the generator's images, where they are larger than --size"
+    )
     known.add_argument("--count", type=int, help="sources; 1000 where not given, or as many as there are")
     known.add_argument("--steps", type=int, help="of the sampler, where no preset says it")
     known.add_argument("--presets", nargs="+", default=[""], metavar="NAME", help="measure every level with each")
@@ -113,7 +117,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     known.add_argument("--quick", action="store_true", help="less of everything, under a minute: a check, no result")
     known.add_argument("--sheet", type=Path, help="write views for looking to this PNG file")
     known.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "genview")
-    return known.parse_args(given)
+    args = known.parse_args(given)
+    if args.made_at and args.policies:
+        known.error("--policies are measured on sources of --size: leave --made-at out.")
+    return args
 
 
 def settings_of(args: argparse.Namespace, preset: str) -> GeneratorSettings:
@@ -128,7 +135,7 @@ def settings_of(args: argparse.Namespace, preset: str) -> GeneratorSettings:
     given = {"weights": args.generator, "steps": args.steps, "guidance": args.guidance}
     options = {name: value for name, value in given.items() if value not in (None, "")}
     if args.kind == "embedded":
-        options["size"] = args.size
+        options["size"] = args.made_at or args.size
     chosen: GeneratorSettings = kind(**{**options, **kind.presets.get(preset, {})})
     return chosen
 
@@ -164,19 +171,20 @@ def run(args: argparse.Namespace, tell: Tell) -> None:
     settings = {} if args.generator == "none" else {name: settings_of(args, name) for name in args.presets}
     generator = load(next(iter(settings.values()))) if settings else None
     judge, photos = prepared(args, tell)
+    larger = enlarged(args, judge) if args.made_at else None
     found = [Compared(*references(judge))]
     for preset, chosen in settings.items():
         if preset != args.presets[0] or generator is None:
             generator = load(chosen)  # one at a time: each may fill a GPU
-        found.append(compare(judge, photos, generator, args.levels, chosen.guidance, preset or "level"))
-        if preset == args.presets[0]:
+        found.append(compare(judge, photos, generator, args.levels, chosen.guidance, preset or "level", larger))
+        if preset == args.presets[0] and larger is None:
             found.extend(besides(args, judge, photos, generator, chosen))
     rows = [row for part in found for row in part.rows]
     print(table(rows))
     print(notes(judge, photos, rows[0]))
     if args.sheet:
         sheet({name: images for part in found for name, images in part.shown.items()}, args.sheet)
-    asked = {name: getattr(args, name) for name in ("data", "size", "policies", "rejected", "quick")}
+    asked = {name: getattr(args, name) for name in ("data", "size", "made_at", "policies", "rejected", "quick")}
     made = {"generator": generator and generator.name, "settings": {name: asdict(s) for name, s in settings.items()}}
     print(json.dumps({"benchmark": "view_quality", **asked, **made, **summary(judge, photos, found)}))
 
@@ -193,7 +201,14 @@ def prepared(args: argparse.Namespace, tell: Tell) -> tuple[Judge, Photographs |
     net = classifier_for(bank, f"{args.data}-{args.size}px", much.recipe, args.cache, tell)
     count = min(much.sources, len(test.keys) // 2)
     judge = Judge(net, test.first(count), test.part(count), bank.images, tell)
+    if args.made_at:  # photographs with masks are read at the side of the judge alone
+        return judge, None
     return judge, photographs(net, data() / "coco256_det320", args.size, much.photographs, tell)
+
+
+def enlarged(args: argparse.Namespace, judge: Judge) -> Labelled:
+    """Read the sources again, at the side of the generator."""
+    return read([FILES[args.data][1]], args.made_at, len(judge.sources.keys), judge.tell)
 
 
 class Extent(NamedTuple):
@@ -239,7 +254,9 @@ def notes(judge: Judge, photos: Photographs | None, real: Row) -> str:
         f"have {real.frechet:.2f}. "
     )
     if photos is None:
-        return fill(said + "Inside and outside were not measured, as GENVIEW_DATA has no coco256_det320.", 118)
+        return fill(
+            said + "Inside and outside were not measured: there is no coco256_det320, or --made-at was given.", 118
+        )
     others, repainted = photos.limits().values()
     said += (
         f"Two different ones of {len(photos.images.keys)} photographs with masks are alike by {others.inside:.3f} "

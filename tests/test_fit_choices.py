@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sizes_follow_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genview.experiment.fit_choice.has_matrix_units", lambda: False)
+    monkeypatch.setattr("genview.experiment.fit_choice.has_bfloat16", lambda: False)
     plain = FitExperiment(DigitImages())
     assert choices(292, plain) == {"fit": {"samples": 60_000, "batch": 64, "start_from": "natural"}}
     assert choices(40, plain)["fit"]["batch"] == 32
@@ -36,7 +36,7 @@ def test_sizes_follow_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> N
     assert own["method"]["queue"] == 128
     assert choices(5_000, plain)["method"]["queue"] == 512, "a fifth of the images at most"
     assert [power_of_two(n) for n in (0, 1, 2, 3, 64, 65)] == [1, 1, 2, 2, 64, 64]
-    monkeypatch.setattr("genview.experiment.fit_choice.has_matrix_units", lambda: True)
+    monkeypatch.setattr("genview.experiment.fit_choice.has_bfloat16", lambda: True)
     expected = "float32" if torch.cuda.is_available() else "bfloat16"
     assert choices(292, plain)["fit"].get("precision", "float32") == expected
 

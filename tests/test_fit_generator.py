@@ -16,6 +16,7 @@ import torch
 from conftest import Said
 from genview.encoders import BackboneSettings, load_frozen
 from genview.encoders.backbone import create_net
+from genview.errors import UserError
 from genview.experiment import FitExperiment, load
 from genview.experiment.fit import Fit
 from genview.generators import EmbeddedSettings
@@ -214,6 +215,26 @@ def test_a_start_gives_encoder_code_and_weights(finished: Path, folder: Path, tm
         before, after = (safetensors.torch.load_file(place / name) for place in (finished, tmp_path / "same"))
         assert all(torch.equal(after[key], value) for key, value in before.items())
     assert not (tmp_path / "same" / "encoder-run").exists()
+
+
+def test_a_start_with_fewer_channels_is_widened(finished: Path, folder: Path, tmp_path: Path) -> None:
+    """With a rate of nothing the network is the old one, blind to the new channels; the sketch has them already."""
+    plain = load(FitExperiment, folder / "fit.yaml")
+    known = plain.encoder.detail_channels
+    fit = replace(plain.fit, start_from=str(finished), rate=0.0, samples=8, held_out=0)
+    wider = replace(plain, fit=fit, encoder=replace(plain.encoder, detail_channels=known + 2))
+    Fit.open(wider, tmp_path / "wider", lambda *_: None).train()
+    (old, was, _, _), (new, now, _, _) = (load_layout(place, 32) for place in (finished, tmp_path / "wider"))
+    mine, theirs = now.unet.conv_in.weight, was.unet.conv_in.weight
+    at = theirs.shape[1] - plain.encoder.gist_channels - 1
+    assert torch.equal(mine[:, at : at + 2], torch.zeros_like(mine[:, :2]))
+    assert torch.equal(torch.cat([mine[:, :at], mine[:, at + 2 :]], dim=1), theirs)
+    assert torch.equal(new.model.detail.weight[:known], old.model.detail.weight)
+    assert bool((new.model.detail.weight[known:] != 0).any(dim=1).all())
+    assert new.model.residual < old.model.residual
+    narrower = replace(plain, fit=fit, encoder=replace(plain.encoder, detail_channels=known - 1))
+    with pytest.raises(UserError, match=f"encoder.detail_channels: there {known}, now {known - 1}"):
+        Fit.open(narrower, tmp_path / "narrower", lambda *_: None).train()
 
 
 def test_an_encoder_of_others_with_the_network_of_a_start(finished: Path, folder: Path, tmp_path: Path) -> None:

@@ -43,11 +43,11 @@ def model(images: Tensor) -> TokenDiffusion:
 
 
 @torch.no_grad()
-def rows(model: TokenDiffusion, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rows(encoder: TokenEncoder, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Fine features, pixels, detail and sketch of every patch, in float64."""
-    seen = model.encoder.features(images).fine
-    detail = model.encoder.detail(seen)
-    found = (seen, fold(images, model.encoder.stride), detail, model.encoder.sketch(detail))
+    seen = encoder.features(images).fine
+    detail = encoder.detail(seen)
+    found = (seen, fold(images, encoder.stride), detail, encoder.sketch(detail))
     return tuple(x.movedim(1, -1).flatten(0, 2).double() for x in found)  # type: ignore[return-value]
 
 
@@ -95,7 +95,7 @@ def test_the_last_of_the_gist_points_to_the_middle(images: Tensor, *, inside_out
 
 def test_the_sketch_is_the_best_that_four_numbers_can_do(model: TokenDiffusion, images: Tensor) -> None:
     """Against least squares in full and the singular values of what it explains; and another code does worse."""
-    seen, pixels, code, sketch = (x.numpy() for x in rows(model, images))
+    seen, pixels, code, sketch = (x.numpy() for x in rows(model.encoder, images))
     f, y = seen - seen.mean(axis=0), pixels - pixels.mean(axis=0)
     explained = f @ np.linalg.lstsq(f, y, rcond=None)[0]
     u, s, v = np.linalg.svd(explained, full_matrices=False)
@@ -108,6 +108,43 @@ def test_the_sketch_is_the_best_that_four_numbers_can_do(model: TokenDiffusion, 
     assert np.square(y - other @ np.linalg.lstsq(other, y, rcond=None)[0]).mean() > error
     again = code @ np.linalg.lstsq(code, y, rcond=None)[0]
     assert np.square(y - again).mean() == pytest.approx(error, rel=1e-3)
+
+
+def widened(model: TokenDiffusion, kept: int) -> TokenEncoder:
+    """An encoder with six channels of detail, the first `kept` of them the model's, and the model's gist."""
+    wider = TokenEncoder(replace(ENCODER, detail_channels=6)).eval()
+    for mine, theirs in ((wider.trunk, model.encoder.trunk), (wider.gist, model.encoder.gist)):
+        mine.load_state_dict(theirs.state_dict())
+    for name, value in model.encoder.detail.state_dict().items():
+        wider.detail.get_parameter(name)[:kept] = value[:kept]
+    return wider
+
+
+@torch.no_grad()
+def test_more_channels_say_what_the_kept_ones_leave(model: TokenDiffusion, images: Tensor) -> None:
+    """Two beside the best four are as good as the best six, and the four and the gist are what they were."""
+    wider, six, four = widened(model, 4), widened(model, 0), model.encoder
+    fit_code(wider, images.split(16), kept=4)
+    fit_code(six, images.split(16))
+    for part in ("detail", "gist"):
+        for name, value in getattr(four, part).state_dict().items():
+            assert torch.equal(getattr(wider, part).get_parameter(name)[: len(value)], value)
+    code = wider(images)[1].detail.movedim(1, -1).flatten(0, 2).double()
+    assert torch.allclose(torch.cov(code.T, correction=0), torch.eye(6).double(), atol=2e-3)
+    assert float(wider.residual) == pytest.approx(float(six.residual), rel=1e-3)
+    assert float(wider.residual) < 0.95 * float(four.residual)
+
+
+@torch.no_grad()
+def test_more_channels_for_other_images_still_give_the_best_sketch(model: TokenDiffusion, images: Tensor) -> None:
+    """There the kept channels have another mean and other variances, and are correlated."""
+    encoder, others = widened(model, 4), (images**2).flip(1)
+    fit_code(encoder, others.split(16), kept=4)
+    _, pixels, code, sketch = (x.numpy() for x in rows(encoder, others))
+    shown = np.column_stack([code, np.ones(len(code))])
+    best = float(np.square(pixels - shown @ np.linalg.lstsq(shown, pixels, rcond=None)[0]).mean())
+    assert float(np.square(pixels - sketch).mean()) == pytest.approx(best, rel=1e-3)
+    assert best == pytest.approx(float(encoder.residual), rel=1e-3)
 
 
 @pytest.mark.parametrize(("t", "kept"), [(0, 1.0), (300, 1.0), (300, 0.6), (999, 0.9), (700, 0.02), (500, 0.0)])

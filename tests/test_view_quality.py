@@ -64,7 +64,7 @@ def test_nearest_against_loops() -> None:
 
 def test_views_come_in_order_with_their_seeds_and_size() -> None:
     sources, generator = painted(70), Noisy()
-    drawn = drawer(generator, sources, 1.5, "level", silent).draw
+    drawn = drawer(generator, sources, 16, 1.5, "level", silent).draw
     views = drawn(0, 0)
     assert views.shape == sources.images.shape
     assert float(rmse(views, sources.images).max()) < 0.06, "twice the side and back, nothing else"

@@ -100,6 +100,25 @@ def test_the_program_with_presets_and_policies(
     assert {name: found["steps"] for name, found in last["settings"].items()} == {"paper": None, "fast": 1}
 
 
+def test_a_generator_of_larger_views(
+    tmp_path: Path, asked_for: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is shown the images at its own side; without noise its views, made smaller, are the sources but for that."""
+    asked = ["--quick", "--size", "16", "--made-at", "32", "--count", "14", "--cache", str(tmp_path / "cache")]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    last = json.loads(said.splitlines()[-1])
+    rows = {row["name"]: row for row in last["rows"]}
+    assert list(rows) == ["source", "hand-made", "nearest", "level 0", "level 200", "level 400"]
+    assert rows["level 0"]["rmse"] < 0.07 < rows["level 400"]["rmse"]
+    assert (last["size"], last["made_at"], last["photographs"]) == (16, 32, None)
+    assert "--made-at was given" in " ".join(said.split())
+    assert asked_for == [EmbeddedSettings(size=32)]
+    with pytest.raises(SystemExit):
+        main([*asked, "--policies", "drop"])
+    assert "leave --made-at out" in capsys.readouterr().err
+
+
 def test_missing_data_and_weights_end_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

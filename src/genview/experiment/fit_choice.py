@@ -43,7 +43,7 @@ def choices(count: int, plain: FitExperiment) -> dict[str, Any]:
     """Choose for `count` images to train on; `plain` is the experiment as it would be without.
 
     Few images start from the model inside the package, whose encoder is taken, unless encoder or network are others.
-    Then, and always at least so long, the generator sees `LEAST` windows. CPUs with units for bfloat16 use them.
+    Then, and always at least so long, the generator sees `LEAST` windows. CPUs that can multiply in bfloat16 do.
     """
     usual = FitExperiment(plain.images)
     assert isinstance(usual.method, MoCoV2)
@@ -59,7 +59,7 @@ def choices(count: int, plain: FitExperiment) -> dict[str, Any]:
     }
     if starts:
         fit["start_from"] = "natural"
-    if plain.fit.device in ("auto", "cpu") and not torch.cuda.is_available() and has_matrix_units():
+    if plain.fit.device in ("auto", "cpu") and not torch.cuda.is_available() and has_bfloat16():
         fit["precision"] = "bfloat16"
     if starts:
         return {"fit": fit}
@@ -80,10 +80,10 @@ def power_of_two(count: int) -> int:
     return 1 << (max(1, count).bit_length() - 1)
 
 
-def has_matrix_units() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 in hardware (AMX): trainings are 1.6 times as fast."""
-    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(ask and ask())
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16: trainings are 1.6 times as fast with AMX, 1.5 with AVX-512 BF16."""
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+    return any(ask() for ask in asked if ask)
 
 
 def _paths(content: dict[str, Any], above: str = "") -> list[tuple[str, str]]:

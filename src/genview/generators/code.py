@@ -15,7 +15,7 @@ RIDGE = 1e-5
 
 
 @torch.no_grad()
-def fit_code(encoder: TokenEncoder, windows: Iterable[Tensor]) -> None:
+def fit_code(encoder: TokenEncoder, windows: Iterable[Tensor], kept: int = 0) -> None:
     """Set `detail`, `gist`, `sketch` and `residual` of an encoder from images, in closed form and in one pass.
 
     Of all ways to squeeze the fine features of a patch through D numbers, the detail loses least of the patch's
@@ -28,6 +28,8 @@ def fit_code(encoder: TokenEncoder, windows: Iterable[Tensor]) -> None:
     Args:
         encoder: a trunk that is trained; in eval mode.
         windows: batches of images B×3×S×S in [0, 1], some thousand patches in all at least.
+        kept: so many channels of the detail stay as they are, for a network that has learnt to read them, and with
+            them the gist; the other channels say what these leave unsaid.
     """
     width = encoder.detail.in_channels
     fine = TokenMoments(width + encoder.sketch.out_channels)
@@ -38,11 +40,13 @@ def fit_code(encoder: TokenEncoder, windows: Iterable[Tensor]) -> None:
         fine.add(torch.cat([seen.fine, fold(images, encoder.stride)], dim=1).movedim(1, -1))
         deep.add(seen.deep.movedim(1, -1))
         inwards += _inwards(seen.deep)
-    _set_detail(encoder, fine.scatter / fine.count, fine.mean)
+    _set_detail(encoder, fine.scatter / fine.count, fine.mean, kept)
+    if kept:
+        return
     values, vectors = torch.linalg.eigh(deep.scatter / deep.count)
-    kept = slice(-encoder.gist.out_channels, None)
+    first = slice(-encoder.gist.out_channels, None)
     vectors[:, -1] *= -1 if vectors[:, -1] @ inwards < 0 else 1
-    _set(encoder.gist, vectors[:, kept].T / values[kept].clamp(min=1e-12).sqrt()[:, None], deep.mean)
+    _set(encoder.gist, vectors[:, first].T / values[first].clamp(min=1e-12).sqrt()[:, None], deep.mean)
 
 
 def _inwards(deep: Tensor) -> Tensor:
@@ -54,20 +58,35 @@ def _inwards(deep: Tensor) -> Tensor:
     return (found[:, :, inside].mean(dim=2) - found[:, :, ~inside].mean(dim=2)).sum(dim=0).cpu()
 
 
-def _set_detail(encoder: TokenEncoder, covariance: Tensor, mean: Tensor) -> None:
-    """Set detail and sketch from the moments of fine features and pixels side by side."""
-    width, channels = encoder.detail.in_channels, encoder.detail.out_channels
+def _set_detail(encoder: TokenEncoder, covariance: Tensor, mean: Tensor, kept: int) -> None:
+    """Set detail and sketch from the moments of fine features and pixels side by side.
+
+    What the kept channels z = A f let one predict of the pixels, P z with P = cov(y, z) cov(z)⁻¹, is taken off the
+    regression W first. So the new channels are uncorrelated with these.
+    """
+    width, added = encoder.detail.in_channels, encoder.detail.out_channels - kept
     ff, pf, pp = covariance[:width, :width], covariance[width:, :width], covariance[width:, width:]
+    old = encoder.detail.weight[:kept].flatten(1).to(ff)
     ridge = RIDGE * ff.diagonal().mean() * torch.eye(width, dtype=ff.dtype)
-    regression = torch.linalg.solve(ff + ridge, pf.T).T
-    values, vectors = torch.linalg.eigh(regression @ ff @ regression.T)
-    scale = values[-channels:].clamp(min=1e-12).sqrt()
-    detail = (vectors[:, -channels:].T @ regression) / scale[:, None]
-    sketch = pf @ detail.T
+    left = torch.linalg.solve(ff + ridge, pf.T).T - _regression(old @ ff @ old.T, pf @ old.T) @ old
+    values, vectors = torch.linalg.eigh(left @ ff @ left.T)
+    first = slice(len(values) - added, None)
+    detail = torch.cat([old, (vectors[:, first].T @ left) / values[first].clamp(min=1e-12).sqrt()[:, None]])
+    said = pf @ detail.T
+    sketch = _regression(detail @ ff @ detail.T, said)
+    bias = encoder.detail.bias[:kept].clone()  # type: ignore[index]  # it has a bias
     _set(encoder.detail, detail, mean[:width])
+    encoder.detail.bias[:kept] = bias  # type: ignore[index]
+    middle = detail @ mean[:width] + encoder.detail.bias.to(mean)  # type: ignore[union-attr]
     encoder.sketch.weight.copy_(sketch[:, :, None, None])
-    encoder.sketch.bias.copy_(mean[width:])  # type: ignore[union-attr]  # it has a bias
-    encoder.residual.copy_((pp.diagonal().mean() - sketch.square().sum(dim=1).mean()).clamp(min=1e-6))
+    encoder.sketch.bias.copy_(mean[width:] - sketch @ middle)  # type: ignore[union-attr]
+    encoder.residual.copy_((pp.diagonal().mean() - (sketch * said).sum(dim=1).mean()).clamp(min=1e-6))
+
+
+def _regression(within: Tensor, across: Tensor) -> Tensor:
+    """Coefficients of the regression of y on z, from cov(z) and cov(y, z)."""
+    found: Tensor = torch.linalg.solve(within, across.T)
+    return found.T
 
 
 def _set(layer: nn.Conv2d, weight: Tensor, mean: Tensor) -> None:

@@ -39,7 +39,8 @@ class FitSettings(LessonSettings):
     `code_from` windows decide the code. `highest_level` bounds the noise put on the code, of which a share `clean`
     gets none; a share `dropout` of codes is left out, for guidance. `snr` bounds the weight of a loss.
     `start_from` is a generator to start from, 'natural' or a folder that `fit-generator` made: its encoder, its code
-    and its network's weights are taken, and no encoder is trained.
+    and its network's weights are taken, and no encoder is trained. Where `encoder.detail_channels` asks for more than
+    it has, channels are added to its code.
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -58,7 +59,7 @@ class TokenDiffusion(Lesson):
         self.denoiser = Denoiser(encoder.requires_grad_(False), create_unet(settings.network, encoder))
         self.settings = settings
         self.pixels, self.noising = schedules()
-        self.code_is_fitted = False
+        self.known_detail = 0
 
     @property
     def encoder(self) -> TokenEncoder:
@@ -112,9 +113,9 @@ class TokenDiffusion(Lesson):
         return torch.where(clean, 0, level + above.round().long()).view(-1, 1, 1, 1)
 
     def prepare(self, windows: Iterable[Tensor]) -> None:
-        """Fit the code, unless it came with the weights to start from, whose network has learnt to read it."""
-        if not self.code_is_fitted:
-            fit_code(self.encoder, windows)
+        """Fit the code, or what is wanted beyond the `known_detail` channels that a start's network can read."""
+        if self.known_detail < self.encoder.settings.detail_channels:
+            fit_code(self.encoder, windows, self.known_detail)
 
     def compiled_parts(self) -> list[nn.Module]:
         """The UNet."""

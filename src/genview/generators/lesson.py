@@ -24,7 +24,8 @@ class LessonSettings:
     `samples` counts windows, `batch` is over all processes.
     The learning rate rises to `rate` over `warmup` steps and falls linearly to 0 over the second half. `average`
     bounds the decay of the weights' moving average, `clip` the norm of the gradient.
-    `precision` 'auto' is bfloat16 on GPUs that have it, else float32; CPUs that have AMX are faster in bfloat16 too.
+    `precision` 'auto' is bfloat16 on GPUs that have it, else float32; CPUs that have AMX or AVX-512 BF16 are faster
+    in bfloat16, too.
     `devices` counts the processes of this machine, each with a device of its own; 'auto' is every GPU, or one
     process on CPUs. Under torchrun its processes are used instead.
     `held_out` images (at most a hundredth, at least a few) are not trained on: every `sample_every` steps views are

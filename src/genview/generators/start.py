@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from genview.encoders.token_encoder import weights_folder
 from genview.errors import UserError
 from genview.generators.fit import TokenDiffusion
@@ -16,10 +19,11 @@ def start_from(lesson: TokenDiffusion, name: str, *, encoder: bool = True) -> No
     """Give a lesson the weights of the generator `name`, 'natural' or a folder that `fit-generator` made.
 
     With its encoder comes the code: it is kept as it is, because its channels have an order and signs that a code
-    fitted anew would not have, and the network reads just these.
+    fitted anew would not have, and the network reads just these. Where the lesson has more channels of detail, those
+    beyond are left for `fit_code`, and the network gives them no weight yet.
 
     Args:
-        lesson: has the same architecture.
+        lesson: has the same architecture, or more channels of detail.
         name: as in `generator.weights`.
         encoder: take the encoder and its code too; without, the network alone, and the code is fitted as usual.
 
@@ -32,7 +36,12 @@ def start_from(lesson: TokenDiffusion, name: str, *, encoder: bool = True) -> No
         raise UserError(
             f"'{name}' (fit.start_from) was distilled to few steps: start from what it was distilled from."
         )
-    said = list(differences(_architecture(found), _architecture(lesson.denoiser)))
+    theirs, mine = (_architecture(denoiser) for denoiser in (found, lesson.denoiser))
+    known = theirs["encoder"]["detail_channels"]
+    added = mine["encoder"]["detail_channels"] - known
+    if encoder and added > 0:
+        theirs["encoder"]["detail_channels"] += added
+    said = list(differences(theirs, mine))
     if said:
         raise UserError(
             f"The generator '{name}' to start from (fit.start_from) has another architecture ({'; '.join(said)}). "
@@ -40,14 +49,31 @@ def start_from(lesson: TokenDiffusion, name: str, *, encoder: bool = True) -> No
         )
     try:
         if encoder:
-            lesson.denoiser.load_state_dict(found.state_dict())
-            lesson.code_is_fitted = True
+            lesson.denoiser.load_state_dict(_widened(found, max(added, 0)))
+            lesson.known_detail = known
         else:
             lesson.denoiser.unet.load_state_dict(found.unet.state_dict())
     except RuntimeError as error:
         raise UserError(
             f"The generator '{name}' (fit.start_from) has other weights than this one: {error}"
         ) from error
+
+
+def _widened(denoiser: Denoiser, added: int) -> dict[str, Tensor]:
+    """Return the weights of a denoiser with room for more channels of detail, filled with zeros."""
+    state, known = denoiser.state_dict(), denoiser.encoder.settings.detail_channels
+    first = denoiser.unet.config.in_channels - known - denoiser.encoder.settings.gist_channels - 1
+    for name, axis, end in (
+        ("encoder.detail.weight", 0, known),
+        ("encoder.detail.bias", 0, known),
+        ("encoder.sketch.weight", 1, known),
+        ("unet.conv_in.weight", 1, first + known),  # after pixels, guess and detail come gist and ᾱ: see `correction`
+    ):
+        weight = state[name]
+        before, after = weight.tensor_split([end], dim=axis)
+        room = weight.new_zeros(*weight.shape[:axis], added, *weight.shape[axis + 1 :])
+        state[name] = torch.cat([before, room, after], dim=axis)
+    return state
 
 
 def _architecture(denoiser: Denoiser) -> dict[str, Any]:
