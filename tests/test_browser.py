@@ -18,6 +18,7 @@ from made_runs import COUNT, Digits, add_measures, key, made_run, of_pairs
 
 program = chromium()
 pytestmark = pytest.mark.skipif(program is None, reason="there is no Chromium on this machine")
+ORDERS = "[...document.querySelector('#pairs-browser [name=order]').options].map(way => way.textContent)"
 SHOWN = "[...document.querySelectorAll('.cards figcaption')]"
 
 
@@ -38,6 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     for name, count in (("pictured", 60), ("latest", 300)):
         place, weight = np.arange(count), chance.permutation(count).astype(np.float32) / count
         rows = of_pairs(place, np.where(place % 20 < 12, place % 2 - 1, 300), weight)
+        rows["class"][::7] = ""  # of an image without a label
         sides = {side: np.tile(values, 3) for side, values in files.items()} if name == "pictured" else {}
         write_table(run.pairs / f"{name}.parquet", {**rows, **sides})
     write_page(run, Digits())
@@ -74,10 +76,18 @@ def enter(page: Browser, name: str, value: object) -> None:
 def wanted(pairs: Gathered, fits: np.ndarray, by: str = "weight", *, falling: bool = True) -> list[int]:
     """Steps of the first pictured pairs that fit, in an order; what is not known comes last."""
     rows = np.flatnonzero(fits[: pairs.pictured])
-    values = pairs.columns[by][rows].astype(float)
+    values = numbers(pairs.columns[by])[rows]
     order = np.argsort(np.where(np.isnan(values), np.inf, -values if falling else values), kind="stable")
     steps: list[int] = pairs.columns["step"][rows[order]].tolist()
     return steps[:24]
+
+
+def numbers(values: np.ndarray) -> np.ndarray:
+    """Numbers as they are; names by their place in the alphabet, NaN where there is none."""
+    if values.dtype != object:
+        return values.astype(float)
+    places = np.unique(values, return_inverse=True)[1].astype(float)
+    return np.where(values == "", np.nan, places)
 
 
 def every(pairs: Gathered) -> np.ndarray:
@@ -114,12 +124,27 @@ def test_pairs_are_sorted_by_weight_at_first(page: Browser, pairs: Gathered) -> 
     )
 
 
-@pytest.mark.parametrize("by", ["score", "ratio", "loss", "level", "step"])
+@pytest.mark.parametrize("by", ["score", "ratio", "loss", "level", "step", "class"])
 def test_sorting_sorts(page: Browser, pairs: Gathered, by: str) -> None:
+    """By numbers the highest come first, by class A: what is chosen is called so."""
+    falling = by != "class"
     enter(page, "[name=sort]", by)
-    assert steps(page) == wanted(pairs, every(pairs), by)
+    assert steps(page) == wanted(pairs, every(pairs), by, falling=falling)
+    assert page.js(ORDERS) == (["highest first", "lowest first"] if falling else ["A to Z", "Z to A"])
     enter(page, "[name=order]", "low")
-    assert steps(page) == wanted(pairs, every(pairs), by, falling=False)
+    assert steps(page) == wanted(pairs, every(pairs), by, falling=not falling)
+
+
+def test_the_keyboard_sorts_by_class(page: Browser, pairs: Gathered) -> None:
+    page.js("document.querySelector('#pairs-browser [name=sort]').focus()")
+    for _ in page.js("[...document.querySelector('[name=sort]').options]"):
+        page.press("ArrowDown")
+    assert page.js("document.activeElement.value") == "class"
+    assert page.js("document.activeElement.labels[0].firstChild.textContent") == "Sort by"
+    assert steps(page) == wanted(pairs, every(pairs), "class", falling=False)
+    page.js("document.querySelector('#pairs-browser [type=reset]').click()")
+    page.js("new Promise(done => setTimeout(done, 20))")
+    assert page.js(ORDERS) == ["highest first", "lowest first"]
 
 
 def test_filters_filter(page: Browser, pairs: Gathered) -> None:

@@ -17,8 +17,8 @@ from PIL import Image
 
 from conftest import score
 from genview.report import Design, Entry, Row, write_study, write_tables
-from genview.report.comparison import compared, difference, scores
-from genview.report.forest import _leading, forest
+from genview.report.comparison import Score, by_measure, compared, difference, scores
+from genview.report.forest import _leading, _panel, forest
 from genview.report.study_page import study_page
 from genview.report.tables import cells, latex, markdown
 from genview.store import RunFolder
@@ -35,7 +35,7 @@ def design(root: Path = Path()) -> Design:
 
 def rows() -> list[Row]:
     found = {
-        entry: {"linear/top1": VALUES[entry.variants[0]][entry.seed]}
+        entry: {"linear/top1": Score(VALUES[entry.variants[0]][entry.seed], "linear-1")}
         if entry.seed < len(VALUES[entry.variants[0]])
         else {}
         for entry in design().entries
@@ -96,7 +96,7 @@ def test_pairs_are_of_equal_seed_and_equal_other_axes() -> None:
         ("b", "new"): [0.5, 0.7],
     }
     found = {
-        Entry(variants, seed, RunFolder(Path())): {"knn/top1@k=5": value}
+        Entry(variants, seed, RunFolder(Path())): {"knn/top1@k=5": Score(value)}
         for variants, cell in values.items()
         for seed, value in enumerate(cell)
     }
@@ -117,11 +117,24 @@ def test_scores_are_the_last_ones_and_the_best_of_the_online_ones(tmp_path: Path
     assert scores(run) == {}, "a training that goes on is not compared with those that are through"
     run.backbone.write_bytes(b"")
     assert scores(run) == {
-        "knn/top1@k=5": 0.6,
-        "knn/top1@k=5, best": 0.7,
-        "online/linear/top1, last": 0.4,
-        "online/linear/top1, best": 0.5,
+        "knn/top1@k=5": (0.6, "knn-1"),
+        "knn/top1@k=5, best": (0.7, "knn-1"),
+        "online/linear/top1, last": (0.4, ""),
+        "online/linear/top1, best": (0.5, ""),
     }
+
+
+def test_scores_by_two_protocols_are_not_mixed() -> None:
+    """As where the protocol's version rose between two runs: each has a table, and no difference crosses them."""
+    runs = [Entry((name,), seed, RunFolder(Path())) for name in ("base", "more") for seed in (0, 1)]
+    versions = ("knn-1", "knn-2", "knn-1", "knn-1")
+    found = {run: {"knn/top1@k=5": Score(0.1 * n, versions[n])} for n, run in enumerate(runs)}
+    old, new = by_measure(compared(Design(("views",), tuple(runs), 0, "base"), found))
+    assert [row.protocol for row in (*old, *new)] == ["knn-1", "knn-1", "knn-2", "knn-2"]
+    assert [(row.count, row.mean) for row in old] == [(1, 0), (2, pytest.approx(0.25))]
+    assert old[1].difference == difference([0.2], [0.0])
+    assert [(row.count, row.mean) for row in new] == [(1, pytest.approx(0.1)), (0, None)]
+    assert new[1].difference is None
 
 
 def test_cells_have_one_decimal_and_differences_a_sign() -> None:
@@ -136,7 +149,7 @@ def test_markdown_by_hand() -> None:
     lines = markdown(design(), rows(), "my_study").splitlines()
     assert lines[0] == r"# my\_study"
     assert lines[4:] == [
-        "## linear/top1",
+        "## linear/top1 (protocol linear-1)",
         "",
         "| views | seeds | mean ± deviation | difference | 95% interval |",
         "| --- | --- | --- | --- | --- |",
@@ -157,8 +170,17 @@ def test_latex_by_hand() -> None:
         r"more & 3/3 & $33.0 \pm 1.7$ & $+2.0$ & $[-0.5, +4.5]$ \\",
         r"odd \& 100\%\_\$x|y & 1/3 & $29.0$ & $-1.0$ &  \\",
         r"\hline",
+        r"\multicolumn{5}{l}{Protocol linear-1} \\",
         r"\end{tabular}",
     ]
+    odd = [Row(("x",), "linear_augmented/top1", 1, 1, 0.5, None, None, "linear_augmented-1")]
+    assert r"{Protocol linear\_augmented-1} \\" in latex(design(), odd)
+
+
+def test_online_scores_have_no_protocol_to_name() -> None:
+    row = Row(("x",), "online/knn/top1@k=20, last", 1, 1, 0.5, None, None)
+    assert row.title == row.measure
+    assert "rotocol" not in markdown(design(), [row], "study") + latex(design(), [row])
 
 
 def test_files_are_written_from_run_folders(tmp_path: Path) -> None:
@@ -171,9 +193,16 @@ def test_files_are_written_from_run_folders(tmp_path: Path) -> None:
     write_study(plan, tmp_path)
     results = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
     assert len(results) == 7
-    assert results[3] == {"views": "more", "seed": "0", "measure": "linear/top1", "value": "0.31"}
+    assert list(results[3].items()) == [
+        ("views", "more"),
+        ("seed", "0"),
+        ("measure", "linear/top1"),
+        ("value", "0.31"),
+        ("protocol", "linear-1"),
+    ], "the protocol is last, where files without it end"
     table = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     assert [row["views"] for row in table] == list(VALUES)
+    assert [list(row.items())[-1] for row in table] == [("protocol", "linear-1")] * 3
     assert float(table[1]["low"]) == pytest.approx(-0.00484138)
     assert (table[2]["pairs"], table[2]["low"], table[0]["difference"]) == ("1", "", "")
     assert (tmp_path / "table.tex").read_text() == latex(plan, rows())
@@ -201,6 +230,14 @@ def test_the_figure_has_the_first_measure_of_each_evaluation_first() -> None:
     ]
 
 
+def test_a_panel_names_measure_and_protocol() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    _panel(axes, rows()[1:], [row.variants for row in rows()])
+    assert axes.get_title() == "linear/top1\nlinear-1"
+
+
 def test_the_page_tells_the_state_of_each_run_and_takes_names_for_words(tmp_path: Path) -> None:
     plan = Design(
         ("views",), tuple(Entry(("<b>",), seed, RunFolder(tmp_path / f"{seed}")) for seed in range(4)), 0, "<b>"
@@ -223,4 +260,4 @@ def test_the_page_has_the_numbers_of_the_table_and_the_figure() -> None:
     page = study_page(design(), rows(), b"picture", Path())
     assert f"data:image/png;base64,{base64.b64encode(b'picture').decode()}" in page
     assert "<td>33.0 ± 1.7</td><td>+2.0</td><td>[−0.5, +4.5]</td>" in page
-    assert re.findall(r"<h2[^>]*>([^<]*)", page) == ["Differences", "linear/top1", "Runs"]
+    assert re.findall(r"<h2[^>]*>([^<]*)", page) == ["Differences", "linear/top1 (protocol linear-1)", "Runs"]

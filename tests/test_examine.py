@@ -82,6 +82,7 @@ def test_check_loads_it_and_tells_what_it_will_cost(folder: Path, said: Callable
     assert done.returncode == 0, done.stderr
     for text in ("stem_stride: 4", "8 features, every weight", "24 to learn on, 6 to be scored on", "features: "):
         assert text in done.stdout
+    assert done.stdout.count("Left out: fc.* (2)\n") == 1, "in the words of export"
 
 
 def test_the_classifier_is_left_out_and_everything_else_is_loaded(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ import sets
 from conftest import Painted
 from genview.encoders import Backbone
 from genview.errors import UserError
-from genview.evaluation import Features, Reading
+from genview.evaluation import Features, Knn, Reading
 from genview.evaluation.detection import Detection
+from genview.evaluation.knn import neighbours
 from genview.evaluation.outliers import Outliers
 from genview.evaluation.regression import Regressing, halved, mean_per_class, top1
 from genview.evaluation.robustness import Robustness
@@ -27,6 +28,7 @@ from genview.experiment import Experiment
 from genview.experiment.load import parse
 from genview.images import FolderImages, TorchvisionImages, UnreadableImage
 from genview.images.torchvision_sets import PARTS, SetName
+from genview.training.duration import bytes_of
 
 
 class MeanColour(nn.Module):
@@ -188,6 +190,24 @@ def test_every_set_that_torchvision_has(root: Path, tmp_path: Path) -> None:
     ]
     assert list(found) == ["transfer/mean/linear", *rows]
     assert set(found.values()) == {1.0}
+
+
+def test_neighbours_are_sought_as_by_the_knn_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device of the backbone, within its bytes, with progress, and once for all k."""
+    seen, told = [], set[str]()
+
+    def watched(train: Features, test: Features, k: int, **more: Any) -> Any:
+        seen.append((k, more["device"], more["budget"]))
+        return neighbours(train, test, k, **more)
+
+    monkeypatch.setattr("genview.evaluation.knn.neighbours", watched)
+    mine = own(tmp_path)
+    reading = Reading(16, device="cpu:0", tell=lambda what, *_: told.add(what))
+    asked = replace(subject(tmp_path / "out"), reading=reading)
+    found = dict(Transfer((OwnSet("mine", mine["train"], mine["test"]),), l2=(1e-3,), k=(1, 3, 500)).run(asked))
+    assert list(found)[2:] == ["transfer/mine/knn/top1@k=1", "transfer/mine/knn/top1@k=3"]
+    assert seen == [(3, "cpu:0", bytes_of(Knn().budget))]
+    assert "mine neighbours" in told
 
 
 def own(folder: Path, parts: tuple[str, ...] = ("train", "test"), count: int = 6) -> dict[str, FolderImages]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,13 +59,14 @@ def _show(grid: Grid, rows: list[Row], out: Path) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
+    from genview.report.comparison import by_measure
     from genview.report.tables import COLUMNS, cells
 
     console = Console(highlight=False)
-    for measure, group in groupby(rows, key=lambda row: row.measure):
-        if not measure.startswith("online/"):
+    for group in by_measure(rows):
+        if not group[0].measure.startswith("online/"):
             numbers = [Column(name, no_wrap=True) for name in COLUMNS]
-            table = Table(*map(escape, grid.axes), *numbers, title=escape(measure), title_justify="left")
+            table = Table(*map(escape, grid.axes), *numbers, title=escape(group[0].title), title_justify="left")
             for row in group:
                 table.add_row(*map(escape, row.variants), *map(escape, cells(row)))
             console.print(table)

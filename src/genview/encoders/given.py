@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from genview.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneSettings
 from genview.encoders.pretrained import Numbers, read_weights, timms_own
-from genview.encoders.strict import load_strictly
+from genview.encoders.strict import grouped, load_strictly
 
 OPTION = "backbone.weights"
 
@@ -30,8 +30,8 @@ class GivenBackbone:
     mean: Numbers | None = None
     std: Numbers | None = None
 
-    def load(self) -> Backbone:
-        """Load it; every weight must find its place. Weights of a classifier are left out.
+    def load(self, say: Callable[[str], None] | None = None) -> Backbone:
+        """Load it; every weight must find its place. Weights of a classifier are left out, which `say` is told.
 
         Raises:
             UserError: the weights cannot be had, or are not those of the model; every name that is missing,
@@ -47,6 +47,9 @@ class GivenBackbone:
         kept = {key: value for key, value in state.items() if not _of_classifier(key, backbone.net)}
         what = f"The weights {self.weights} do not fit '{self.name}' with the arguments of backbone"
         load_strictly(backbone.net, kept, what)
+        left = [key for key in state if key not in kept]
+        if say is not None and left:
+            say(f"Left out: {', '.join(grouped(left, state))}")
         return backbone
 
 

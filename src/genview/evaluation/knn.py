@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genview.evaluation.features import Features, Tell
+from genview.evaluation.features import Features, Reading, Tell
 from genview.evaluation.subject import Subject
 from genview.images.source import silent
 from genview.training.duration import bytes_of
@@ -49,15 +49,22 @@ class Knn:
         Raises:
             UserError: `budget` is no size.
         """
-        train, test = subject.features
+        yield from self.on(*subject.features, subject.reading)
+
+    def on(self, train: Features, test: Features, reading: Reading) -> Iterator[tuple[str, float]]:
+        """Yield the same from features.
+
+        Raises:
+            UserError: `budget` is no size.
+        """
         known = [k for k in self.k if k <= len(train.y)] or [len(train.y)]
         found = neighbours(
             train,
             test,
             max(known),
             budget=bytes_of(self.budget),
-            device=subject.reading.device,
-            tell=subject.reading.tell or silent,
+            device=reading.device,
+            tell=reading.tell or silent,
         )
         for k in known:
             yield f"knn/top1@k={k}", found.nearest(k).accuracy(test.y, self.temperature)

@@ -17,7 +17,7 @@ from genview.encoders import Backbone
 from genview.errors import UserError
 from genview.evaluation.continuing import Row, digest_of_images, digest_of_weights, kept
 from genview.evaluation.features import Features, Reading, extract, split
-from genview.evaluation.knn import knn_accuracy
+from genview.evaluation.knn import Knn
 from genview.evaluation.named import named
 from genview.evaluation.regression import Regressing, halved, mean_per_class, top1
 from genview.evaluation.subject import Subject
@@ -159,8 +159,9 @@ class Transfer:
         how = Regressing(self.l2, self.iterations, measure, reading.device)
         probe = how.fit(train, classes, how.chosen(own, held, classes))
         yield f"transfer/{one.name}/linear/{one.measure}", probe.score(test, measure)
-        for k in [k for k in self.k if k <= len(train.y)]:
-            yield f"transfer/{one.name}/knn/top1@k={k}", knn_accuracy(train, test, k=k)
+        if known := tuple(k for k in self.k if k <= len(train.y)):
+            found = Knn(k=known, plain=False).on(train, test, named(reading, f"{one.name} neighbours"))
+            yield from ((f"transfer/{one.name}/{name}", value) for name, value in found)
 
 
 def checked(name: str, parts: Split) -> Split:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -63,13 +63,13 @@ class Examination:
             raise UserError("A backbone is judged by labels, and these images have none: use class folders.")
         return roles
 
-    def load(self) -> Backbone:
-        """Load the backbone onto the device.
+    def load(self, say: Callable[[str], None] | None = None) -> Backbone:
+        """Load the backbone onto the device; `say` is told which weights are left out.
 
         Raises:
             UserError: see `GivenBackbone.load`.
         """
-        return self.backbone.load().to(self.on)
+        return self.backbone.load(say).to(self.on)
 
 
 def is_examination(file: Path) -> bool:
@@ -103,11 +103,13 @@ def examination_cost(examination: Examination) -> Iterator[str]:
     Raises:
         UserError: images or weights cannot be had.
     """
-    roles, backbone = examination.roles(), examination.load().eval()
+    said = list[str]()
+    roles, backbone = examination.roles(), examination.load(said.append).eval()
     assert roles.labelled is not None
     assert roles.test is not None
     count = sum(value.numel() for value in backbone.parameters())
     yield f"backbone: {count:,} weights, {backbone.width} features, every weight in its place"
+    yield from said
     yield f"images: {len(roles.labelled):,} to learn on, {len(roles.test):,} to be scored on"
     batch = min(examination.batch, len(roles.labelled))
     images = torch.rand(batch, 3, examination.size, examination.size, device=examination.on)

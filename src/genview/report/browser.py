@@ -56,7 +56,7 @@ def _body(found: Gathered) -> str:
         f'<noscript><p class="note">With scripts, all of them can be filtered and sorted here.</p>'
         f"{_extremes(found, known)}</noscript>"
         f'<div id="pairs-browser" class="browser" hidden><form aria-label="Filter and sort pairs">'
-        f'<div class="controls">{_controls(found, known)}{_order(known)}</div>'
+        f'<div class="controls">{_controls(found, known)}{_order(found.columns, known)}</div>'
         '<p class="note count" role="status"></p><div class="cards"></div><p class="pager">'
         '<button type="button">Back</button><span class="place"></span><button type="button">Next</button></p>'
         f'<div class="controls">{_axes(known)}</div><div class="points"><canvas class="cloud" role="img"></canvas>'
@@ -107,9 +107,11 @@ def _shown(value: float) -> str:
     return f"{value:.0f}" if value.is_integer() else f"{value:.3g}"
 
 
-def _order(known: dict[str, str]) -> str:
+def _order(columns: Columns, known: dict[str, str]) -> str:
+    """Choose the order; the script calls its ways 'A to Z' and 'Z to A' while pairs are sorted by class."""
+    choices = known | ({"class": "Class"} if _class_names(columns) else {})
     return (
-        f'<label>Sort by<select name="sort">{_options(known, "weight")}</select></label>'
+        f'<label>Sort by<select name="sort">{_options(choices, "weight")}</select></label>'
         '<label>Order<select name="order"><option value="high">highest first</option>'
         '<option value="low">lowest first</option></select></label><button type="reset">Show all</button>'
     )
@@ -152,12 +154,12 @@ def _extremes(found: Gathered, known: dict[str, str]) -> str:
 
 
 def _data(found: Gathered) -> str:
-    """Everything as JSON that may stand in a script element; unknown numbers are null."""
+    """Everything as JSON that may stand in a script element; unknown numbers and classes are null."""
     columns = found.columns
     place = {name: number for number, name in enumerate(_class_names(columns))}
     content = {
         "columns": {name: list(_numbers(columns[name])) for name in NUMBERS}
-        | {"class": [place.get(name, -1) for name in columns["class"].tolist()]},
+        | {"class": [place.get(name) for name in columns["class"].tolist()]},
         "pictures": {name: [file_in_page(file) for file in files] for name, files in found.pictures.items()},
         "keys": columns["key"][: found.pictured].tolist(),
         "classes": list(place),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
-from genview.report.collect import final
-from genview.store import RunFolder
+from genview.store import RunFolder, read_results
 
 LEVEL = 0.95
 """Confidence of the intervals."""
@@ -36,6 +37,13 @@ class Design:
         return (*variants[: self.axis], self.reference, *variants[self.axis + 1 :])
 
 
+class Score(NamedTuple):
+    """A share in [0, 1], and the name and version of the evaluation that gave it; online scores have no protocol."""
+
+    value: float
+    protocol: str = ""
+
+
 @dataclass(frozen=True)
 class Difference:
     """A mean of `count` differences, in shares; `half` is half the interval's width (None: there is but one)."""
@@ -52,7 +60,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of one combination of variants.
+    """One measure by one protocol of one combination of variants.
 
     `count` of `planned` seeds have a value. The sample `deviation` (n − 1 below) needs two; `difference` is None for
     the reference itself and where no seed has both.
@@ -65,10 +73,16 @@ class Row:
     mean: float | None
     deviation: float | None
     difference: Difference | None
+    protocol: str = ""
+
+    @property
+    def title(self) -> str:
+        """The measure and its protocol, which is what a table is of."""
+        return f"{self.measure} (protocol {self.protocol})" if self.protocol else self.measure
 
 
-def scores(run: RunFolder) -> dict[str, float]:
-    """Return the scores of a trained run by name, shares in [0, 1]; nothing of a run whose training goes on.
+def scores(run: RunFolder) -> dict[str, Score]:
+    """Return the scores of a trained run by name; nothing of a run whose training goes on.
 
     Final scores of the last backbone as they are, and those of the best one; of online ones, which were taken during
     the training on held-out training images, the last and the best.
@@ -79,19 +93,31 @@ def scores(run: RunFolder) -> dict[str, float]:
     if not run.backbone.exists():
         return {}
     measures = run.measures()
-    found = final(run)
-    found |= {f"{name}, best": value for name, value in final(run, "best").items()}
+    found = {
+        f"{name}{ending}": Score(value, done.protocol)
+        for backbone, ending in (("last", ""), ("best", ", best"))
+        for done in read_results(run.evaluation, backbone)
+        for name, value in done.measures
+    }
     for name in dict.fromkeys(m.name for m in measures if m.name.startswith("online/")):
         values = [m.value for m in measures if m.name == name]
-        found[f"{name}, last"] = values[-1]
-        found[f"{name}, best"] = max(values)
+        found[f"{name}, last"] = Score(values[-1])
+        found[f"{name}, best"] = Score(max(values))
     return found
 
 
-def compared(design: Design, found: Mapping[Entry, Mapping[str, float]]) -> list[Row]:
-    """Return a row for every measure and combination of variants, from the scores of each entry."""
-    measures = dict.fromkeys(name for entry in design.entries for name in found[entry])
-    return [row for measure in sorted(measures, key=_rank) for row in _rows(design, found, measure)]
+def compared(design: Design, found: Mapping[Entry, Mapping[str, Score]]) -> list[Row]:
+    """Return a row for every measure and combination of variants, from the scores of each entry.
+
+    Scores of one measure by two protocols are two measures: they are neither averaged nor compared.
+    """
+    kinds = dict.fromkeys((name, score.protocol) for entry in design.entries for name, score in found[entry].items())
+    return [row for kind in sorted(kinds, key=_rank) for row in _rows(design, found, *kind)]
+
+
+def by_measure(rows: Iterable[Row]) -> list[list[Row]]:
+    """Part rows by measure and protocol, in their order."""
+    return [list(group) for _, group in groupby(rows, key=lambda row: (row.measure, row.protocol))]
 
 
 def difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
@@ -110,18 +136,19 @@ def difference(values: Sequence[float], reference: Sequence[float]) -> Differenc
     return Difference(mean, quantile * deviation / math.sqrt(len(gaps)), len(gaps))
 
 
-def _rank(name: str) -> bool:
+def _rank(kind: tuple[str, str]) -> bool:
     """Put final scores before online ones, each in the order in which they are first met."""
-    return name.startswith("online/")
+    return kind[0].startswith("online/")
 
 
-def _rows(design: Design, found: Mapping[Entry, Mapping[str, float]], measure: str) -> Iterator[Row]:
+def _rows(design: Design, found: Mapping[Entry, Mapping[str, Score]], measure: str, protocol: str) -> Iterator[Row]:
     cells: dict[tuple[str, ...], dict[int, float]] = {}
     planned = len({entry.seed for entry in design.entries})
     for entry in design.entries:
         cell = cells.setdefault(entry.variants, {})
-        if measure in found[entry]:
-            cell[entry.seed] = found[entry][measure]
+        score = found[entry].get(measure)
+        if score is not None and score.protocol == protocol:
+            cell[entry.seed] = score.value
     for variants, cell in cells.items():
         reference = design.reference_of(variants)
         other = cells.get(reference, {}) if reference != variants else {}
@@ -134,6 +161,7 @@ def _rows(design: Design, found: Mapping[Entry, Mapping[str, float]], measure: s
             mean=_mean([*cell.values()]) if cell else None,
             deviation=_deviation([*cell.values()]),
             difference=difference([cell[s] for s in pairs], [other[s] for s in pairs]) if pairs else None,
+            protocol=protocol,
         )
 
 

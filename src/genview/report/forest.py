@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING
 
-from genview.report.comparison import LEVEL, Design, Row
+from genview.report.comparison import LEVEL, Design, Row, by_measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +23,7 @@ def forest(design: Design, rows: Sequence[Row]) -> bytes | None:
     """
     from matplotlib.figure import Figure
 
-    groups = [list(group) for _, group in groupby(rows, key=lambda row: row.measure)]
-    drawn = [found for group in groups if (found := [row for row in group if row.difference])]
+    drawn = [found for group in by_measure(rows) if (found := [row for row in group if row.difference])]
     shown = _leading(drawn)[:PANELS]
     if not shown:
         return None
@@ -62,7 +60,7 @@ def _panel(axes: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, ...]]) ->
         if half is not None:
             axes.hlines(place, mean - 100 * half, mean + 100 * half, color=INK, linewidth=1.4)
         axes.plot(mean, place, marker="o", markersize=5, color=INK, markerfacecolor=INK if filled else "white")
-    axes.set_title(_plain(rows[0].measure), fontsize=9)
+    axes.set_title(_plain(f"{rows[0].measure}\n{rows[0].protocol}"), fontsize=9)
     axes.tick_params(labelsize=9, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)

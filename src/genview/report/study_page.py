@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 
-from genview.report.comparison import Design, Entry, Row
+from genview.report.comparison import Design, Entry, Row, by_measure
 from genview.report.look import framed
 from genview.report.section import Section
 from genview.report.tables import COLUMNS, PAIRED, cells
@@ -17,7 +16,7 @@ from genview.report.tables import COLUMNS, PAIRED, cells
 def study_page(design: Design, rows: Sequence[Row], drawing: bytes | None, out: Path) -> str:
     """Return the page as HTML; its links to the pages of the runs are relative to `out`."""
     sections = [_figure(design, drawing)] * (drawing is not None)
-    sections += [_scores(design, number, list(group)) for number, group in enumerate(_grouped(rows))]
+    sections += [_scores(design, number, group) for number, group in enumerate(by_measure(rows))]
     sections.append(_runs(design, out))
     done = sum(entry.run.finished.exists() for entry in design.entries)
     header = (
@@ -26,10 +25,6 @@ def study_page(design: Design, rows: Sequence[Row], drawing: bytes | None, out: 
         f"{html.escape(design.axes[design.axis])} = {html.escape(design.reference)}, in percent.</p>"
     )
     return framed(f"{out.resolve().name} · genview", header, sections)
-
-
-def _grouped(rows: Sequence[Row]) -> Iterable[Iterable[Row]]:
-    return (group for _, group in groupby(rows, key=lambda row: row.measure))
 
 
 def _figure(design: Design, drawing: bytes | None) -> Section:
@@ -45,7 +40,7 @@ def _figure(design: Design, drawing: bytes | None) -> Section:
 def _scores(design: Design, number: int, rows: Sequence[Row]) -> Section:
     lines = ([*map(html.escape, row.variants), *cells(row)] for row in rows)
     body = _table([*design.axes, *COLUMNS], lines, len(design.axes))
-    return Section(f"measure-{number}", html.escape(rows[0].measure), PAIRED, body)
+    return Section(f"measure-{number}", html.escape(rows[0].title), PAIRED, body)
 
 
 def _runs(design: Design, out: Path) -> Section:

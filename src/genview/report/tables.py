@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 
-from genview.report.comparison import LEVEL, Design, Difference, Entry, Row
+from genview.report.comparison import LEVEL, Design, Difference, Entry, Row, Score, by_measure
 from genview.report.words import points
 
 COLUMNS = ("seeds", "mean ± deviation", "difference", f"{LEVEL:.0%} interval")
@@ -23,42 +22,42 @@ PAIRED = (
 )
 
 
-def results_csv(design: Design, found: Mapping[Entry, Mapping[str, float]]) -> str:
-    """One line for each run and measure; values are shares in [0, 1]."""
+def results_csv(design: Design, found: Mapping[Entry, Mapping[str, Score]]) -> str:
+    """One line for each run and measure; values are shares in [0, 1]. The protocol is last, where old files end."""
     rows = (
-        [*entry.variants, entry.seed, measure, value]
+        [*entry.variants, entry.seed, measure, score.value, score.protocol]
         for entry in design.entries
-        for measure, value in found[entry].items()
+        for measure, score in found[entry].items()
     )
-    return _csv([*design.axes, "seed", "measure", "value"], rows)
+    return _csv([*design.axes, "seed", "measure", "value", "protocol"], rows)
 
 
 def table_csv(design: Design, rows: Iterable[Row]) -> str:
     """One line for each measure and combination of variants; values are shares in [0, 1], what is absent is empty."""
     header = ["measure", *design.axes, "seeds", "planned", "mean", "deviation"]
-    header += ["pairs", "difference", "low", "high"]
-    return _csv(header, ([*_start(row), *_gap(row.difference)] for row in rows))
+    header += ["pairs", "difference", "low", "high", "protocol"]
+    return _csv(header, ([*_start(row), *_gap(row.difference), row.protocol] for row in rows))
 
 
 def markdown(design: Design, rows: Iterable[Row], title: str) -> str:
     """A table for each measure."""
     head = [*map(_marked, design.axes), *COLUMNS]
     parts = [f"# {_marked(title)}", "", f"Compared with {_marked(_reference(design))}, in percent. {PAIRED}"]
-    for measure, group in groupby(rows, key=lambda row: row.measure):
-        parts += ["", f"## {_marked(measure)}", "", _line(head), _line(["---"] * len(head))]
+    for group in by_measure(rows):
+        parts += ["", f"## {_marked(group[0].title)}", "", _line(head), _line(["---"] * len(head))]
         parts += [_line([*map(_marked, row.variants), *cells(row)]) for row in group]
     return "\n".join(parts) + "\n"
 
 
 def latex(design: Design, rows: Iterable[Row]) -> str:
-    """A tabular for each measure, which needs no package."""
+    """A tabular for each measure, which needs no package; its last line names the protocol."""
     parts = [f"% Compared with {_reference(design)}, in percent. {PAIRED}"]
-    for measure, group in groupby(rows, key=lambda row: row.measure):
+    for group in by_measure(rows):
         head = [*map(_escaped, design.axes), *(_escaped(name).replace("±", r"$\pm$") for name in COLUMNS)]
         body = [[*map(_escaped, row.variants), *map(_math, cells(row))] for row in group]
-        parts += ["", f"% {measure}", rf"\begin{{tabular}}{{{'l' * len(design.axes)}rrrr}}", r"\hline"]
+        parts += ["", f"% {group[0].measure}", rf"\begin{{tabular}}{{{'l' * len(design.axes)}rrrr}}", r"\hline"]
         parts += [" & ".join(head) + r" \\", r"\hline", *(" & ".join(line) + r" \\" for line in body)]
-        parts += [r"\hline", r"\end{tabular}"]
+        parts += [r"\hline", *_foot(group[0].protocol, len(head)), r"\end{tabular}"]
     return "\n".join(parts) + "\n"
 
 
@@ -94,6 +93,10 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _reference(design: Design) -> str:
     return f"{design.axes[design.axis]} = {design.reference}"
+
+
+def _foot(protocol: str, columns: int) -> list[str]:
+    return [rf"\multicolumn{{{columns}}}{{l}}{{Protocol {_escaped(protocol)}}} \\"] if protocol else []
 
 
 def _line(row: Sequence[str]) -> str:

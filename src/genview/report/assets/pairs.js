@@ -10,6 +10,8 @@
   const form = root.querySelector("form");
   const [count, cards, canvas, place] = ["count", "cards", "cloud", "place"].map((part) => root.querySelector("." + part));
   const [back, next] = root.querySelectorAll(".pager button");
+  /* Names are read from A, numbers from the highest; "high" stands for what comes first in each. */
+  const ORDERS = { names: ["A to Z", "Z to A"], numbers: ["highest first", "lowest first"] };
   let shown = [];
   let page = 0;
 
@@ -46,7 +48,11 @@
     const wanted = tests();
     const fits = Array.from({ length: total }, (_, row) => wanted.every((test) => test(row)));
     const values = columns[form.elements.sort.value];
-    const sign = form.elements.order.value === "high" ? -1 : 1;
+    const named = form.elements.sort.value === "class";
+    const sign = (form.elements.order.value === "high") === named ? 1 : -1;
+    [...form.elements.order.options].forEach((option, n) => {
+      option.textContent = ORDERS[named ? "names" : "numbers"][n];
+    });
     const rank = (row) => (values[row] === null ? Infinity : sign * values[row]);
     shown = [...fits.keys()].filter((row) => row < pictured && fits[row]);
     shown.sort((a, b) => (rank(a) === rank(b) ? a - b : rank(a) - rank(b)));
@@ -82,7 +88,7 @@
     );
     const words = make("figcaption", "weight ");
     words.append(make("b", number(columns.weight[row])), ` · ${level(columns.level[row])}`);
-    if (columns.class[row] >= 0) words.append(` · ${classes[columns.class[row]]}`);
+    if (columns.class[row] !== null) words.append(` · ${classes[columns.class[row]]}`);
     words.append(make("br"));
     const facts = [["s", columns.foreground[row], "fg"], ["s", columns.background[row], "bg"],
       ["loss", columns.loss[row]], ["ratio", columns.ratio[row]], ["score", columns.score[row]]];
