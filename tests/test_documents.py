@@ -6,18 +6,38 @@ import re
 import runpy
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
 import yaml
 
 from genview.cli import app
-from genview.experiment import Examination, Experiment, is_examination, load
+from genview.evaluation import Evaluation
+from genview.experiment import (
+    Examination,
+    Experiment,
+    FitExperiment,
+    LoraExperiment,
+    is_examination,
+    is_study,
+    load,
+    load_study,
+    read_yaml,
+)
+from genview.generators import GeneratorSettings
+from genview.images import ImageSettings
+from genview.launch import Launcher
+from genview.methods import Method
+from genview.quality import QualitySettings
+from genview.training.optimizer import Optimizer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+KINDS = (Evaluation, GeneratorSettings, ImageSettings, Launcher, Method, Optimizer, QualitySettings)
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
@@ -38,6 +58,14 @@ def commands() -> list[str]:
             if re.match(r"genview [a-z]", words) and (line.startswith("    ") or "`" not in line):
                 found += [part.strip() for part in words.split(" #")[0].split("&&")]
     return sorted(set(found))
+
+
+def commands_that_set() -> list[str]:
+    """Those with --set: of `commands`, within sentences, and in the first lines of experiments."""
+    within = [line for page in PAGES for line in re.findall(r"`(genview [a-z][^`]*)`", page.read_text())]
+    first = [file.read_text().splitlines()[0] for file in EXPERIMENTS]
+    found = [*commands(), *within, *("genview " + line.partition("genview ")[2] for line in first)]
+    return sorted({line for line in found if " --set " in line})
 
 
 @pytest.mark.parametrize("text", [block for block in named("python") if "export.md" not in str(block)])
@@ -67,6 +95,27 @@ def test_commands_are_commands(line: str) -> None:
         name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
         assert command is not None
         command.make_context(name, [word for word in rest if word != "…"], parent=context).close()
+
+
+@pytest.mark.parametrize("line", commands_that_set())
+def test_what_commands_set_can_be_set(line: str, tmp_path: Path) -> None:
+    verb, place, *rest = shlex.split(line)[1:]
+    sets = [text for option, text in pairwise(rest) if option == "--set"]
+    file = ROOT / place
+    if place == "FILE":
+        file = tmp_path / "experiment.yaml"
+        file.write_text("images: {kind: folder, root: PHOTOS}\ngenerator: {kind: unclip}")
+    if is_study(file):
+        assert load_study(file, sets)
+        return
+    other = LoraExperiment if "lora" in read_yaml(file) else FitExperiment if verb == "fit-generator" else Experiment
+    assert load(Examination if is_examination(file) else other, file, sets)
+
+
+def test_settings_of_every_kind_are_on_the_pages_about_python() -> None:
+    shown = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    names = {kind.__name__ for kinds in KINDS for kind in get_args(kinds)}
+    assert {name for name in names if f".{name}\n" not in shown} == set()
 
 
 def test_every_link_inside_the_documentation_leads_somewhere() -> None:

@@ -20,7 +20,7 @@ from genview.generators.lesson import LessonSettings
 from genview.store import RunFolder
 from genview.training.average import MovingAverage
 from genview.training.fit import fit, share_of_rate
-from genview.training.task import Task
+from genview.training.task import Task, check_batch
 from learners import Guess
 
 QUICK = LessonSettings(
@@ -191,6 +191,20 @@ def test_batches_that_cannot_be_are_refused(tmp_path: Path) -> None:
         guess(tmp_path, count=5)
     with pytest.raises(UserError, match=r"fit\.device is cuda|found no"):
         guess(tmp_path, replace(QUICK, device="cuda")) if not torch.cuda.is_available() else pytest.fail("found no")
+
+
+def test_faults_are_named_by_the_section_of_their_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def student(settings: LessonSettings) -> Task:
+        return Task(Guess(), Painted(20, size=8), torch.empty(0), settings, RunFolder(tmp_path), 3, "distil")
+
+    with pytest.raises(UserError, match=r"and distil\.batch at most their number.*--set distil\.batch=10"):
+        fit(student(replace(QUICK, batch=32)), lambda *_: None)
+    with pytest.raises(UserError, match=r"lora\.batch 8 cannot be divided among 3"):
+        check_batch(QUICK, 20, 3, "lora")
+    forward = Guess.forward
+    monkeypatch.setattr(Guess, "forward", lambda self, x: forward(self, x) / 0)
+    with pytest.raises(UserError, match=r"not finite at step 2.*lower distil\.rate"):
+        fit(student(QUICK), lambda *_: None)
 
 
 def test_unreadable_images_are_set_aside_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from conftest import Painted
 from genview.experiment import FitExperiment, for_folder, parse
-from genview.experiment.fit import parted
+from genview.experiment.fit import Fit, parted
 from genview.experiment.fit_choice import choices, power_of_two
 from genview.images import DigitImages
 from scans import scans
@@ -56,6 +56,38 @@ def test_a_folder_without_an_experiment_says_what_was_chosen(folder: Path, tmp_p
     assert (tmp_path / "index").exists(), "a training that goes on finds the same images"
     own, _ = for_folder(folder / "scans", tmp_path, ["method={kind: simsiam}", "encoder_weights=train"])
     assert own.method.kind == "simsiam"
+
+
+@pytest.mark.parametrize("override", ["fit.start_from=null", "fit={samples: 80}"])
+def test_without_a_start_the_encoders_training_follows_the_number_of_images(
+    folder: Path, tmp_path: Path, override: str
+) -> None:
+    experiment, chosen = for_folder(folder / "scans", tmp_path, [override])
+    assert experiment.fit.start_from is None
+    assert experiment.training.length == chosen["training.length"] == "60000 images"
+    assert chosen["method.queue"] == "128"
+    assert "fit.start_from" not in chosen, "it was given"
+    assert (override == "fit.start_from=null") == ("fit.samples" in chosen)
+
+
+def test_an_encoder_that_is_not_trained_needs_no_length(folder: Path, tmp_path: Path) -> None:
+    for override in ("fit.start_from=natural", "encoder_weights=resnet18"):
+        assert "training.length" not in for_folder(folder / "scans", tmp_path, [override])[1]
+
+
+def test_a_folder_goes_on_in_the_precision_it_began_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for here, there in ((True, False), (False, True)):
+        out = tmp_path / str(here)
+        monkeypatch.setattr("genview.experiment.fit_choice.has_bfloat16", lambda here=here: here)
+        first, _ = for_folder(folder / "scans", out, [])
+        assert first.fit.precision == ("bfloat16" if here else "auto")
+        Fit.open(first, out, lambda *_: None)
+        monkeypatch.setattr("genview.experiment.fit_choice.has_bfloat16", lambda there=there: there)
+        assert for_folder(folder / "scans", out, [])[0] == first
+        assert for_folder(folder / "scans", out, ["fit.precision=float32"])[0].fit.precision == "float32"
 
 
 @pytest.mark.parametrize(

@@ -253,4 +253,7 @@ def test_the_verb_trains_it_and_says_how_it_is_used(folder: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert f"generator.lora={tmp_path / 'out'}" in "".join(done.stderr.split("\n"))
     assert read_lora(str(tmp_path / "out"), 1.0)
-    assert (tmp_path / "out" / "report.html").exists()
+    assert "finished: use it with <code>--set generator.lora=" in (tmp_path / "out" / "report.html").read_text()
+    assert said("watch", "--out", tmp_path / "out").returncode == 0, "it ends by itself"
+    done = said("check", tmp_path / "lora.yaml", "--set", "lora.batch=40")
+    assert "Try --set lora.batch=18" in " ".join(done.stderr.split())

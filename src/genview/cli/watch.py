@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EVERY = 2.0
 """Seconds from one look to the next."""
+LATEST_FIRST = (("student", "the student"), (".", ""), ("encoder-run", "the encoder, which comes first"))
+"""Folders below that of `fit-generator` where its trainings measure, and what they train."""
 
 
 def do_watch(out: Path, once: bool) -> None:
@@ -47,9 +49,27 @@ def _of_training(out: Path) -> tuple[RenderableType, bool]:
     from genview.report import watched
     from genview.store import RunFolder
 
-    over = any(path.exists() for path in (RunFolder(out).backbone, out / "model_index.json"))
-    curves = watched(RunFolder(out))
-    return (board(curves) if curves else f"Nothing is measured in {out} yet: no training has begun there."), over
+    over = RunFolder(out).backbone.exists() or _fitted(out)
+    for part, title in LATEST_FIRST:
+        if curves := watched(RunFolder(out / part)):
+            return board(curves, title), over
+    return f"Nothing is measured in {out} yet: no training has begun there.", over
+
+
+def _fitted(out: Path) -> bool:
+    """Whether `fit-generator` is through: with a generator or a LoRA, and with the student where one is wanted."""
+    from genview.experiment import read_yaml
+    from genview.generators.token_diffusion import read_sampling
+    from genview.report.fitting import setting_of
+    from genview.store import RunFolder
+
+    run = RunFolder(out)
+    if setting_of(run) is None:
+        return False
+    if not run.experiment.exists() or not read_yaml(run.experiment).get("distil"):
+        return True
+    student = read_sampling(out).distilled  # its folder has the same experiment
+    return student or setting_of(RunFolder(out / "student")) is not None
 
 
 def _of_study(out: Path) -> tuple[RenderableType, bool]:
@@ -59,11 +79,11 @@ def _of_study(out: Path) -> tuple[RenderableType, bool]:
     return overview(runs), all(run.state in ("finished", "failed") for run in runs)
 
 
-def board(curves: list[Curve]) -> RenderableType:
+def board(curves: list[Curve], title: str = "") -> RenderableType:
     """Lay out the measures of a training that is going on."""
     from rich.table import Table
 
-    table = Table("measure", "step", "value", "of late")
+    table = Table("measure", "step", "value", "of late", title=title or None)
     for curve in curves:
         table.add_row(curve.name, f"{curve.step:,}", curve.shown, curve.line)
     return table

@@ -63,7 +63,8 @@ class TokenEncoder(nn.Module):
     their meaning: at level l the signal is sqrt(abar_l) and the noise sqrt(1 - abar_l) of one unit.
 
     Raises:
-        UserError: the trunk has fewer features than the code is to have channels.
+        UserError: the trunk has no such feature levels, takes no images of other sizes, or has fewer features than
+            the code is to have channels.
     """
 
     mean: Tensor
@@ -77,7 +78,7 @@ class TokenEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(settings.trunk.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.trunk.std).view(1, 3, 1, 1), persistent=False)
         with torch.no_grad():
-            seen = self.eval().features(torch.zeros(1, 3, TRIAL, TRIAL))
+            seen = self.eval()._tried()
         _check(settings, seen)
         self.stride, self.gist_stride = (TRIAL // found.shape[-1] for found in (seen.fine, seen.deep))
         self.detail = nn.Conv2d(seen.fine.shape[1], settings.detail_channels, 1)
@@ -91,10 +92,25 @@ class TokenEncoder(nn.Module):
         seen = self.features(images)
         return seen.tokens, Code(self.detail(seen.fine), self.gist(seen.deep))
 
+    def _tried(self) -> Features:
+        """Return the features of an image of `TRIAL` pixels, or say why the trunk has none."""
+        try:
+            return self.features(torch.zeros(1, 3, TRIAL, TRIAL))
+        except (AssertionError, AttributeError, RuntimeError, ValueError) as error:
+            name, said = self.settings.trunk.name, str(error).rstrip(".")
+            last = len(getattr(self.trunk, "feature_info", ())) - 1
+            advice = "it should take any size, as a ViT does with encoder.trunk.args={dynamic_img_size: true}"
+            if max(self._levels()) > last:
+                advice = f"encoder.tokens_from, detail_from and gist_from name its feature levels, 0 to {last}"
+            raise UserError(f"timm's '{name}' (encoder.trunk) gives no features here ({said}): {advice}.") from error
+
+    def _levels(self) -> list[int]:
+        settings = self.settings
+        return sorted({*settings.detail_from, settings.gist_from, settings.tokens_from})
+
     def features(self, images: Tensor) -> Features:
         """Run the trunk, normalised, and lay the levels of the detail side by side."""
-        settings = self.settings
-        wanted = sorted({*settings.detail_from, settings.gist_from, settings.tokens_from})
+        settings, wanted = self.settings, self._levels()
         x = (images - self.mean) / self.std
         found = self.trunk.forward_intermediates(x, indices=wanted, stop_early=True, intermediates_only=True)
         maps = dict(zip(wanted, found, strict=True))

@@ -34,7 +34,7 @@ from genview.training import TrainSettings, pretrain
 from genview.training.fit import fit
 from genview.training.optimizer import Sgd
 from genview.training.pretrain import Tell, make_fabric
-from genview.training.task import Task, check
+from genview.training.task import Task, check_batch
 
 SMALL_ENCODER = TokenEncoderSettings(
     BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}, stem_stride=1),
@@ -186,25 +186,45 @@ class Fit:
         lesson, experiment = self.lesson(), self.experiment
         task = self.task(lesson, self.held_out())
         if not task.finished:
-            fabric = make_fabric(experiment.fit, "fit")
-            check(task, fabric.world_size)
+            self.check(make_fabric(experiment.fit, "fit").world_size)
+            if not task.checkpoint.exists():
+                self.take_start(lesson)  # it may not fit, which is to be known before hours of training
             if experiment.trains_encoder and not self.encoder_run.backbone.exists():
                 pairs = Pairs(self.parts[0], experiment.pairs, experiment.seed)
                 training = experiment.encoder_training
                 pretrain(experiment.method, pairs, training, self.encoder_run, weigh=None, probe=None, tell=self.tell)
             if not task.checkpoint.exists():
-                self.take_weights(lesson)
+                self.take_trunk(lesson)
         fit(task, self.tell, lambda: write_fit_page(self.run))
 
-    def take_weights(self, lesson: TokenDiffusion) -> None:
-        """Give a lesson the weights it starts from.
+    def check(self, processes: int) -> None:
+        """See that there are images for a batch of the generator and for one of its student.
+
+        Raises:
+            UserError: it is not so, or the batch cannot be divided among the processes.
+        """
+        experiment, count = self.experiment, len(self.parts[0])
+        check_batch(experiment.fit, count, processes, "fit")
+        if experiment.distil is not None:
+            check_batch(experiment.student_training, count, processes, "distil")
+
+    def take_start(self, lesson: TokenDiffusion) -> None:
+        """Give a lesson the weights of the generator it starts from, if there is one.
 
         Raises:
             UserError: they cannot be had, or are of another architecture.
         """
-        experiment, trunk = self.experiment, lesson.encoder.trunk
+        experiment = self.experiment
         if experiment.fit.start_from is not None:
             start_from(lesson, experiment.fit.start_from, encoder=experiment.encoder_weights is None)
+
+    def take_trunk(self, lesson: TokenDiffusion) -> None:
+        """Give a lesson the trunk that was trained here or by others; that of its start stays.
+
+        Raises:
+            UserError: the weights cannot be had, or are of another architecture.
+        """
+        experiment, trunk = self.experiment, lesson.encoder.trunk
         if experiment.trains_encoder:
             trunk.load_state_dict(safetensors.torch.load_file(self.encoder_run.backbone))
         elif experiment.encoder_weights is not None:

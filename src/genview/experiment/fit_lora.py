@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from genview.experiment.fit import held_squares, parted
-from genview.experiment.fit_cost import images_line, memory_line, steps_line
+from genview.experiment.fit_cost import disk_of, images_line, memory_line, steps_line
 from genview.experiment.load import dump, to_yaml
 from genview.experiment.schema import essential, with_preset
 from genview.generators import UnclipSettings
@@ -24,7 +24,7 @@ from genview.report import write_fit_page
 from genview.store import RunFolder, claim, write_bytes
 from genview.training.fit import fit
 from genview.training.pretrain import Tell, make_fabric
-from genview.training.task import Task
+from genview.training.task import Task, check_batch
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class LoraFit:
         """
         experiment, settings = self.experiment, self.experiment.lora
         lesson = UnclipLora(experiment.generator, settings, make_fabric(settings, "lora").device)
-        return Task(lesson, self.parts[0], held_out, settings, self.run, experiment.seed)
+        return Task(lesson, self.parts[0], held_out, settings, self.run, experiment.seed, "lora")
 
     def train(self) -> None:
         """Train what is left to train.
@@ -102,6 +102,8 @@ def lora_cost(work: LoraFit) -> Iterator[str]:
         UserError: the images or the weights cannot be had.
     """
     yield images_line(work.parts)
+    check_batch(work.experiment.lora, len(work.parts[0]), 1, "lora")
     task = work.task(torch.empty(0))
+    disk = disk_of(task.lesson, task.lesson.kept(), each=4)
     yield steps_line("lora", task)
-    yield memory_line(task.lesson, task.lesson.kept())
+    yield memory_line(disk)

@@ -7,13 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from genview.experiment.fit import Fit
-from genview.experiment.load import dump
+from genview.experiment.load import dump, to_yaml
 from genview.experiment.schema import essential
 from genview.generators.distil import Distillation
-from genview.generators.fit import TokenDiffusion
 from genview.generators.start import start_from
 from genview.report import write_fit_page
-from genview.store import RunFolder, claim
+from genview.store import RunFolder, claim, write_bytes
 from genview.training.fit import fit
 from genview.training.task import Task
 
@@ -24,17 +23,18 @@ def teach(work: Fit) -> Path:
     Raises:
         UserError: the folder holds another student, or the generator is of another architecture.
     """
-    folder = work.run.root / "student"
-    claim(folder, {"distil": essential(dump(work.experiment))["distil"]})
+    experiment, folder = work.experiment, work.run.root / "student"
+    claim(folder, {"distil": essential(dump(experiment))["distil"]})
+    write_bytes(folder / "experiment.yaml", to_yaml(experiment).encode())
     teacher = work.lesson()
     start_from(teacher, str(work.run.root))
-    task = student_task(work, teacher, work.held_out(), folder)
+    student = Distillation(teacher, experiment.student_training)
+    task = student_task(work, student, work.held_out(), folder)
     fit(task, work.tell, lambda: write_fit_page(task.run))
     return folder
 
 
-def student_task(work: Fit, teacher: TokenDiffusion, held_out: Tensor, folder: Path) -> Task:
-    """Return what there is to do for the student of a teacher."""
-    settings = work.experiment.student_training
-    lesson = Distillation(teacher, settings)
-    return Task(lesson, work.parts[0], held_out, settings, RunFolder(folder), work.experiment.seed)
+def student_task(work: Fit, student: Distillation, held_out: Tensor, folder: Path) -> Task:
+    """Return what there is to do for a student."""
+    settings, seed = work.experiment.student_training, work.experiment.seed
+    return Task(student, work.parts[0], held_out, settings, RunFolder(folder), seed, "distil")

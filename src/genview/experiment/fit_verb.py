@@ -21,7 +21,8 @@ Work = TypeVar("Work", Fit, LoraFit)
 def fit_generator(experiment: Fitting, out: Path, tell: Tell, say: Told = lambda _: None) -> str:
     """Train what an experiment describes into `out`, continuing what is there; return the setting that uses it.
 
-    Before a training begins, not when one is continued, `say` is told what it will cost.
+    Before a training begins, not when one is continued, `say` is told what it will cost; at the end, of a student,
+    where its page is.
 
     Raises:
         UserError: the settings do not fit together, or `out` belongs to another experiment.
@@ -34,7 +35,11 @@ def fit_generator(experiment: Fitting, out: Path, tell: Tell, say: Told = lambda
     work = Fit.open(experiment, out, tell)
     _tell_cost(work, fit_cost, say)
     work.train()
-    return f"generator.weights={teach(work) if experiment.distil else out}"
+    if experiment.distil is None:
+        return f"generator.weights={out}"
+    student = teach(work)
+    say(f"The student's page: {RunFolder(student).page}")
+    return f"generator.weights={student}"
 
 
 def planned(experiment: Fitting, out: Path) -> Iterator[str]:

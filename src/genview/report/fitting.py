@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from genview.generators.lora import USUAL
 from genview.report import figures
 from genview.report.collect import Columns, arrays, quarantined, series, spread
 from genview.report.page import write_framed
@@ -21,6 +22,8 @@ from genview.store import Measure, RunFolder
 MOST_SHEETS = 6
 GAP = 2
 VERB = "fit-generator"
+RESULTS = {"model_index.json": "generator.weights", USUAL: "generator.lora"}
+"""The last file that a training writes, and the setting that uses its result."""
 NAMES = {
     "rmse": ("RMSE to the source", "root mean square difference of pixels in [0, 1]"),
     "apart": ("RMSE between two draws", "what noise alone changes; 0 is a generator that cannot vary"),
@@ -46,13 +49,17 @@ def write_fit_page(run: RunFolder, out: Path | None = None) -> Path:
 
 
 def _lead(run: RunFolder, measures: list[Measure]) -> str:
-    if (run.root / "model_index.json").exists():
-        folder = html.escape(str(run.root))
-        return f"The generator is finished: use it with <code>--set generator.weights={folder}</code>."
+    if setting := setting_of(run):
+        return f"The generator is finished: use it with <code>--set {html.escape(setting)}</code>."
     left = [m.value for m in measures if m.name == "fit/seconds_left"]
     if left:
         return f"The generator is being trained; {span(left[-1])} were left when this was written."
     return "The encoder comes first; the generator's training has not begun."
+
+
+def setting_of(run: RunFolder) -> str | None:
+    """Return the setting that uses the generator or the LoRA of a run; None while it is not finished."""
+    return next((f"{option}={run.root}" for file, option in RESULTS.items() if (run.root / file).exists()), None)
 
 
 def _facts(run: RunFolder, measures: list[Measure]) -> list[tuple[str, str]]:

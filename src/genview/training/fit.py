@@ -23,7 +23,7 @@ from genview.training.record import Record, Tell
 from genview.training.result import fresh, remove, write_result
 from genview.training.samples import draw, keep, scores
 from genview.training.state import LessonState
-from genview.training.task import Task, as_images, check
+from genview.training.task import Task, as_images, check_batch
 
 Page = Callable[[], object]
 
@@ -48,7 +48,7 @@ def fit(task: Task, tell: Tell, page: Page = lambda: None) -> None:
         tell("fit-generator", settings.steps, settings.steps, "finished already")
         return
     fabric = make_fabric(settings, "fit")
-    check(task, world_size())
+    check_batch(settings, len(task.source), world_size(), task.section)
     place(lesson, settings, fabric.device)
     optimizer = optimizer_of(lesson, settings)
     state = LessonState(lesson, optimizer, MovingAverage(lesson, settings.average))
@@ -189,7 +189,7 @@ class Fitting:
         if not torch.isfinite(torch.tensor(loss)):
             raise UserError(
                 f"The generator's loss is not finite at step {state.step}. The state of an earlier step is kept in "
-                f"{self.task.checkpoint}: lower fit.rate, or use precision float32."
+                f"{self.task.checkpoint}: lower {self.task.section}.rate, or use precision float32."
             )
         return loss
 

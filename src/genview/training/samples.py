@@ -17,6 +17,8 @@ from genview.store import write_arrays
 LEVELS = (0, 200, 400)
 SHOWN = 8
 BATCH = 64
+SIDE = 64
+"""Side in pixels of the views of which `BATCH` are drawn at once; of larger ones only as many pixels."""
 
 
 def draw(generator: Generator, images: Tensor, seed: int) -> Tensor:
@@ -38,8 +40,9 @@ def draw(generator: Generator, images: Tensor, seed: int) -> Tensor:
 
 def _views(generator: Generator, condition: Tensor, level: int, seed: int, k: int) -> Tensor:
     views = []
-    for start in range(0, len(condition), BATCH):
-        part = condition[start : start + BATCH]
+    rows = max(1, min(BATCH, BATCH * SIDE**2 // generator.size**2))
+    for start in range(0, len(condition), rows):
+        part = condition[start : start + rows]
         seeds = [seed_of(seed, f"held out {start + row}", k, "sample") for row in range(len(part))]
         levels = torch.full((len(part),), level)
         views.append(generator.sample(part, levels, torch.ones(len(part)), seeds))

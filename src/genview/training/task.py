@@ -26,6 +26,7 @@ class Task:
     """What a generator is trained for: the lesson, images, settings, where results go, and the seed.
 
     `held_out`: images that are not trained on, B×3×S×S in [0, 1], of which views are drawn; none where it is empty.
+    `section` is where in an experiment the settings are, for errors.
     """
 
     lesson: Lesson
@@ -34,6 +35,7 @@ class Task:
     settings: LessonSettings
     run: RunFolder
     seed: int
+    section: str = "fit"
 
     @property
     def checkpoint(self) -> Path:
@@ -71,21 +73,22 @@ class Task:
         )
 
 
-def check(task: Task, processes: int) -> None:
-    """See that there are images for a batch, and that it can be divided among the processes.
+def check_batch(settings: LessonSettings, count: int, processes: int, section: str) -> None:
+    """See that `count` images are enough for a batch, and that it can be divided among the processes.
 
     Raises:
-        UserError: it is not so.
+        UserError: it is not so; `section` is where in an experiment the settings are.
     """
-    batch, count = task.settings.batch, len(task.source)
+    batch = settings.batch
     if count < batch:
         raise UserError(
             f"There are {count} images to train on, fewer than one batch of {batch}: a generator needs some "
-            f"thousands of images, and fit.batch at most their number. Try --set fit.batch={max(count // 2, 1)}."
+            f"thousands of images, and {section}.batch at most their number. "
+            f"Try --set {section}.batch={max(count // 2, 1)}."
         )
     if batch % processes:
         raise UserError(
-            f"fit.batch {batch} cannot be divided among {processes} processes: take a multiple of {processes}."
+            f"{section}.batch {batch} cannot be divided among {processes} processes: take a multiple of {processes}."
         )
 
 
