@@ -204,6 +204,8 @@ def test_faults_are_one_paragraph_before_any_training(
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "training.pt").exists()
+    taken = (tmp_path / "out" / "settings.json").exists()
+    assert taken == ("broken" in words[1]), "a folder is taken by what the look at costs finds no fault with"
 
 
 def test_a_start_gives_encoder_code_and_weights(finished: Path, folder: Path, tmp_path: Path) -> None:

@@ -27,13 +27,14 @@ def fit_generator(experiment: Fitting, out: Path, tell: Tell, say: Told = lambda
     Raises:
         UserError: the settings do not fit together, or `out` belongs to another experiment.
     """
+    run, lists = RunFolder(out), out / "index"
+    # What cannot work is found by the cost, and can be mended, as the folder is nobody's until after it.
     if isinstance(experiment, LoraExperiment):
-        lora = LoraFit.open(experiment, out, tell)
-        _tell_cost(lora, lora_cost, say)
-        lora.train()
+        _tell_cost(LoraFit(experiment, run, lists, tell), lora_cost, say)
+        LoraFit.open(experiment, out, tell).train()
         return f"generator.lora={out}"
+    _tell_cost(Fit(experiment, run, lists, tell), fit_cost, say)
     work = Fit.open(experiment, out, tell)
-    _tell_cost(work, fit_cost, say)
     work.train()
     if experiment.distil is None:
         return f"generator.weights={out}"
