@@ -40,7 +40,7 @@ SMALL_ENCODER = TokenEncoderSettings(
     BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}, stem_stride=1),
     tokens_from=4,
     detail_from=(0, 3),
-    detail_channels=12,
+    detail_channels=20,
     gist_from=4,
 )
 SMALL_MOCO = MoCoV2(queue=8192, momentum=0.99)
