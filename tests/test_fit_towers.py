@@ -12,6 +12,7 @@ from genview.encoders import BackboneSettings, TokenEncoder, TokenEncoderSetting
 from genview.errors import UserError
 from genview.experiment import FitExperiment, fit_generator, load
 from genview.generators import EmbeddedSettings
+from genview.generators.fit import FitSettings, TokenDiffusion
 from scans import scans
 
 VIT = TokenEncoderSettings(
@@ -51,8 +52,14 @@ def test_a_generator_with_another_tower(encoder: TokenEncoderSettings, tmp_path:
     [
         ("vit_tiny_patch16_224", (0, 2), r"vit_tiny_patch16_224.*encoder\.trunk\.args=\{dynamic_img_size: true\}"),
         ("convnext_atto", (0, 4), r"convnext_atto.*detail_from.*feature levels, 0 to 3"),
+        ("convnext_atto", (0, -1), r"detail_from and gist_from count feature levels from 0"),
     ],
 )
 def test_a_tower_that_does_not_fit(trunk: str, levels: tuple[int, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TokenEncoder(TokenEncoderSettings(BackboneSettings(trunk), detail_from=levels))
+
+
+def test_windows_are_whole_positions_of_the_code() -> None:
+    with pytest.raises(UserError, match=r"fit\.size is 36, .*has 8 pixels: write a multiple of 8"):
+        TokenDiffusion(TokenEncoder(VIT), FitSettings(size=36))

@@ -94,6 +94,8 @@ class TokenEncoder(nn.Module):
 
     def _tried(self) -> Features:
         """Return the features of an image of `TRIAL` pixels, or say why the trunk has none."""
+        if min(self._levels()) < 0:  # timm would count these from the end
+            raise UserError("encoder.tokens_from, detail_from and gist_from count feature levels from 0.")
         try:
             return self.features(torch.zeros(1, 3, TRIAL, TRIAL))
         except (AssertionError, AttributeError, RuntimeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genview.encoders.token_encoder import Code, TokenEncoder
-from genview.errors import writing
+from genview.errors import UserError, writing
 from genview.generators.code import fit_code
 from genview.generators.embedded import EmbeddedSettings
 from genview.generators.generator import Generator
@@ -52,10 +53,20 @@ class FitSettings(LessonSettings):
 
 
 class TokenDiffusion(Lesson):
-    """The encoder, which stays as it is, and the denoiser; forward is the loss."""
+    """The encoder, which stays as it is, and the denoiser; forward is the loss.
+
+    Raises:
+        UserError: windows are not whole positions of the code, or `patch` does not divide one.
+    """
 
     def __init__(self, encoder: TokenEncoder, settings: FitSettings) -> None:
         super().__init__()
+        position = math.lcm(encoder.stride, encoder.gist_stride)
+        if settings.size % position:
+            raise UserError(
+                f"fit.size is {settings.size}, and a position of this encoder's code has {position} pixels: write a "
+                f"multiple of {position}."
+            )
         self.denoiser = Denoiser(encoder.requires_grad_(False), create_unet(settings.network, encoder))
         self.settings = settings
         self.pixels, self.noising = schedules()
