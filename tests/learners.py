@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +30,18 @@ from genview.methods import (
     VICReg,
 )
 from genview.store import write_bytes
+
+
+@dataclass(frozen=True)
+class Probing:
+    """A probe of a training that asks a function."""
+
+    look: Callable[[Backbone], Iterable[tuple[str, float]]]
+    protocol: str = "probing-1"
+
+    def __call__(self, backbone: Backbone) -> Iterable[tuple[str, float]]:
+        return self.look(backbone)
+
 
 RESNET = BackboneSettings("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}, stem_stride=2)
 VIT = BackboneSettings(

@@ -110,8 +110,9 @@ def test_pairs_are_of_equal_seed_and_equal_other_axes() -> None:
 
 def test_scores_are_the_last_ones_and_the_best_of_the_online_ones(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    for name, value in (("online/linear/top1", 0.5), ("online/linear/top1", 0.4), ("train/loss", 1.0)):
-        run.measure(name, value, 3)
+    for value in (0.5, 0.4):
+        run.measure("online/linear/top1", value, 3, "online-1")
+    run.measure("train/loss", 1.0, 3)
     score(run, {"knn/top1@k=5": 0.6})
     score(run, {"knn/top1@k=5": 0.7}, "best")
     assert scores(run) == {}, "a training that goes on is not compared with those that are through"
@@ -119,8 +120,8 @@ def test_scores_are_the_last_ones_and_the_best_of_the_online_ones(tmp_path: Path
     assert scores(run) == {
         "knn/top1@k=5": (0.6, "knn-1"),
         "knn/top1@k=5, best": (0.7, "knn-1"),
-        "online/linear/top1, last": (0.4, ""),
-        "online/linear/top1, best": (0.5, ""),
+        "online/linear/top1, last": (0.4, "online-1"),
+        "online/linear/top1, best": (0.5, "online-1"),
     }
 
 
@@ -177,7 +178,7 @@ def test_latex_by_hand() -> None:
     assert r"{Protocol linear\_augmented-1} \\" in latex(design(), odd)
 
 
-def test_online_scores_have_no_protocol_to_name() -> None:
+def test_a_score_whose_protocol_was_not_recorded_names_none() -> None:
     row = Row(("x",), "online/knn/top1@k=20, last", 1, 1, 0.5, None, None)
     assert row.title == row.measure
     assert "rotocol" not in markdown(design(), [row], "study") + latex(design(), [row])

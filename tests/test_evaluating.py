@@ -131,7 +131,7 @@ def test_the_probe_of_a_training_looks_at_training_images_alone(
         looked.append(keys(source))
         return extract(backbone, source, reading)
 
-    monkeypatch.setattr("genview.experiment.evaluating.extract", watched)
+    monkeypatch.setattr("genview.evaluation.online.extract", watched)
     probe = online_probe(stages)
     assert probe is not None
     names = [name for name, _ in probe(Backbone(stages.experiment.training.backbone))]

@@ -26,7 +26,7 @@ from genview.store import RunFolder
 from genview.training import TrainSettings, pretrain
 from genview.training.optimizer import Sgd
 from genview.training.pretrain import built, make_fabric
-from learners import RESNET, SMALL
+from learners import RESNET, SMALL, Probing
 
 STILL = TrainSettings(
     RESNET,
@@ -62,7 +62,8 @@ def trained(folder: Path, settings: TrainSettings, method: Method = SMALL[0], st
     crops = Crops(count=2, size=16) if method.kind in ("swav", "dino") else None
     views = PairSettings(recipe="small", size=32, crops=crops, positives=3 if method.kind == "multi_positive" else 2)
     pairs, run = Pairs(Painted(24), views, seed=0), RunFolder(folder)
-    pretrain(method, pairs, settings, run, weigh=None, probe=lambda _: [("knn", next(asked) / 100)], tell=tell)
+    probe = Probing(lambda _: [("knn", next(asked) / 100)])
+    pretrain(method, pairs, settings, run, weigh=None, probe=probe, tell=tell)
     return run
 
 

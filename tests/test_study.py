@@ -130,6 +130,17 @@ def test_the_table_can_be_had_of_what_is_there(
     assert not (out / "runs" / "adaptive-quality" / "seed-1" / "backbone.safetensors").exists(), "nothing is trained"
 
 
+def test_without_evaluations_the_scores_of_held_out_training_images_are_compared(
+    file: Path, tmp_path: Path, said: Callable[..., Any]
+) -> None:
+    """As where a rate is chosen: nothing is learned or scored on test images."""
+    done = said("study", file, "--set", "experiment.evaluation=[]", "--set", "seeds=[0]", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "online/knn/top1@k=20, last (protocol online-1)" in done.stdout
+    assert {row.split(",")[-1] for row in (tmp_path / "table.csv").read_text().splitlines()[1:]} == {"online-1"}
+    assert not list(tmp_path.glob("runs/*/seed-0/evaluation/*/*"))
+
+
 def test_killed_in_a_training_and_continued_ends_in_the_same_bytes(
     finished: Path, file: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from genview.errors import UserError
-from genview.experiment import Grid, load_study, run_study
+from genview.experiment import Grid, load_study, run_study, study_cost
 from genview.experiment.grid import laid_over
 from genview.experiment.sharing import Shared, link, making_of
 from genview.experiment.study import Runs
@@ -47,6 +47,14 @@ def test_check_tells_the_runs_and_their_cost(file: Path, said: Callable[..., Any
     assert done.returncode == 0, done.stderr
     for text in ("runs: 4 (2 variants, 2 seeds)", "views for 2 runs", "generate:", "4 runs of simsiam, each", "all:"):
         assert text in done.stdout
+
+
+def test_trainings_that_cost_the_same_are_timed_once(file: Path) -> None:
+    """Rates do not change what a step costs; another length does."""
+    rates = {str(rate): {"training": {"optimizer": {"kind": "sgd", "rate": rate}}} for rate in (0.1, 0.2)}
+    lengths = {"short": {}, "long": {"training": {"length": "9 steps"}}}
+    told = [*study_cost(grid(file, vary={"rate": rates, "length": lengths, **STUDY["vary"]}))]
+    assert [line.partition("\n")[0] for line in told if "simsiam" in line] == ["8 runs of simsiam, each"] * 2
 
 
 def grid(file: Path, **changes: Any) -> Grid:

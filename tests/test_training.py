@@ -30,7 +30,7 @@ from genview.training.loggers import TensorBoard
 from genview.training.optimizer import Sgd
 from genview.training.pretrain import check_views
 from genview.training.settings import Precision
-from learners import METHODS, SMALL, learner_of
+from learners import METHODS, SMALL, Probing, learner_of
 from learners import RESNET as TINY
 
 SETTINGS = TrainSettings(
@@ -93,7 +93,7 @@ def test_the_best_backbone_is_kept_whatever_happens(stop_at: int, tmp_path: Path
     settings, run = replace(SETTINGS, probe_every="1 steps"), RunFolder(tmp_path)
     seen: dict[int, dict[str, Tensor]] = {}
 
-    def probe(backbone: Backbone) -> list[tuple[str, float]]:
+    def look(backbone: Backbone) -> list[tuple[str, float]]:
         """A score for each step, which BatchNorm counts: two views each; and one that does not matter."""
         step = int(backbone.net.bn1.num_batches_tracked) // 2
         seen[step] = {name: value.clone() for name, value in backbone.net.state_dict().items()}
@@ -101,11 +101,14 @@ def test_the_best_backbone_is_kept_whatever_happens(stop_at: int, tmp_path: Path
 
     if stop_at:
         with pytest.raises(KeyboardInterrupt):
-            train(run.root, METHODS[0], settings, stop_at=stop_at, probe=probe)
+            train(run.root, METHODS[0], settings, stop_at=stop_at, probe=Probing(look))
         # As if a candidate of a step that will be taken again had been left by a machine that rounds otherwise.
         export(Backbone(TINY), run.checkpoints / "best-000000008.safetensors", {"step": "8", "score": "2.0"})
-    train(run.root, METHODS[0], settings, probe=probe)
-    assert [(m.step, m.value) for m in run.measures() if m.name == "online/score"] == [*enumerate(SCORES, 1)]
+    train(run.root, METHODS[0], settings, probe=Probing(look))
+    noted = [m for m in run.measures() if m.name == "online/score"]
+    assert [(m.step, m.value) for m in noted] == [*enumerate(SCORES, 1)]
+    assert {m.protocol for m in noted} == {"probing-1"}, "also of what an interrupted run had noted"
+    assert {m.protocol for m in run.measures() if m.name.startswith("train/")} == {""}
     with safetensors.safe_open(run.best, "pt") as file:
         assert file.metadata() == {"step": "4", "score": "0.9"}
     weights = safetensors.torch.load_file(run.best)
@@ -115,7 +118,7 @@ def test_the_best_backbone_is_kept_whatever_happens(stop_at: int, tmp_path: Path
 
 def test_of_equally_good_backbones_the_last_is_kept(tmp_path: Path) -> None:
     settings = replace(SETTINGS, probe_every="2 steps", length="5 steps")
-    train(tmp_path, METHODS[0], settings, probe=lambda _: [("score", 0.5)])
+    train(tmp_path, METHODS[0], settings, probe=Probing(lambda _: [("score", 0.5)]))
     run = RunFolder(tmp_path)
     weights = [safetensors.torch.load_file(path) for path in (run.best, run.backbone)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

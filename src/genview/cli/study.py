@@ -55,19 +55,18 @@ def check_study(file: Path, sets: list[str]) -> None:
 
 
 def _show(grid: Grid, rows: list[Row], out: Path) -> None:
-    """Print the final scores, and where the rest is."""
+    """Print the final scores, or the online ones where nothing else was asked for, and where the rest is."""
     from rich.markup import escape
     from rich.table import Column, Table
 
     from genview.report.comparison import by_measure
     from genview.report.tables import COLUMNS, cells
 
-    console = Console(highlight=False)
-    for group in by_measure(rows):
-        if not group[0].measure.startswith("online/"):
-            numbers = [Column(name, no_wrap=True) for name in COLUMNS]
-            table = Table(*map(escape, grid.axes), *numbers, title=escape(group[0].title), title_justify="left")
-            for row in group:
-                table.add_row(*map(escape, row.variants), *map(escape, cells(row)))
-            console.print(table)
+    console, groups = Console(highlight=False), by_measure(rows)
+    for group in [group for group in groups if not group[0].measure.startswith("online/")] or groups:
+        numbers = [Column(name, no_wrap=True) for name in COLUMNS]
+        table = Table(*map(escape, grid.axes), *numbers, title=escape(group[0].title), title_justify="left")
+        for row in group:
+            table.add_row(*map(escape, row.variants), *map(escape, cells(row)))
+        console.print(table)
     console.print(f"Table: {out / 'table.md'}\nPage: {out / 'report.html'}", soft_wrap=True, markup=False)

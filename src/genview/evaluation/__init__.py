@@ -8,6 +8,7 @@ from genview.evaluation.finetune import FineTune
 from genview.evaluation.judge import Judges, judge, name_of
 from genview.evaluation.knn import Knn, knn_accuracy
 from genview.evaluation.linear import Linear
+from genview.evaluation.online import Online
 from genview.evaluation.outliers import Outliers
 from genview.evaluation.portrait import portray
 from genview.evaluation.probe import Probe
@@ -26,6 +27,7 @@ __all__ = [
     "Judges",
     "Knn",
     "Linear",
+    "Online",
     "Outliers",
     "Probe",
     "Reading",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,19 +11,13 @@ import torch
 
 from genview.encoders import Backbone
 from genview.encoders.backbone import load as load_backbone
-from genview.evaluation import Linear, Reading, Subject, extract, judge, knn_accuracy, name_of, portray
+from genview.evaluation import Online, Reading, Subject, judge, name_of, portray
 from genview.experiment.schema import Experiment
-from genview.images import ImageSource, Subset
 from genview.store import Evaluated, RunFolder, want_results
-from genview.training.pretrain import Probe, Tell
+from genview.training.pretrain import Tell
 
 if TYPE_CHECKING:
     from genview.experiment.stages import Stages
-
-ONLINE_IMAGES = 2000
-ONLINE_K = 20
-ONLINE_LINEAR = Linear(l2=(1e-3,), iterations=50, rates=())
-"""Quick rather than best: the curve of a training, not its result."""
 
 
 def judge_run(stages: Stages, tell: Tell) -> None:
@@ -69,20 +62,12 @@ def is_judged(experiment: Experiment, run: RunFolder) -> bool:
     return all(place.exists() for folder in folders for place in _places(experiment, folder))
 
 
-def online_probe(stages: Stages) -> Probe | None:
+def online_probe(stages: Stages) -> Online | None:
     """Return a quick probe of a backbone in training, on held-out training images; None where none are held out."""
-    roles, experiment = stages.sources, stages.experiment
+    roles = stages.sources
     if roles.bank is None or roles.validation is None:
         return None
-    bank, held = _few(roles.bank, ONLINE_IMAGES), _few(roles.validation, ONLINE_IMAGES // 2)
-    reading = _reading(stages)
-
-    def probe(backbone: Backbone) -> Iterable[tuple[str, float]]:
-        known, asked = extract(backbone, bank, reading), extract(backbone, held, reading)
-        yield f"knn/top1@k={ONLINE_K}", knn_accuracy(known, asked, k=ONLINE_K, temperature=0.07)
-        yield from ONLINE_LINEAR.on(known, asked, experiment.seed)
-
-    return probe
+    return Online(roles.bank, roles.validation, _reading(stages), stages.experiment.seed)
 
 
 def _reading(stages: Stages) -> Reading:
@@ -102,8 +87,3 @@ def _same(one: Path, other: Path) -> bool:
     """Whether two files hold the same weights, as where the last backbone is the best."""
     first, second = safetensors.torch.load_file(one), safetensors.torch.load_file(other)
     return all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-def _few(source: ImageSource, count: int) -> ImageSource:
-    """At most `count` images, evenly spaced."""
-    return Subset(source, range(0, len(source), -(-len(source) // count)))

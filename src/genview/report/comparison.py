@@ -38,7 +38,7 @@ class Design:
 
 
 class Score(NamedTuple):
-    """A share in [0, 1], and the name and version of the evaluation that gave it; online scores have no protocol."""
+    """A share in [0, 1], and the name and version of the evaluation that gave it (empty: it was not recorded)."""
 
     value: float
     protocol: str = ""
@@ -100,9 +100,9 @@ def scores(run: RunFolder) -> dict[str, Score]:
         for name, value in done.measures
     }
     for name in dict.fromkeys(m.name for m in measures if m.name.startswith("online/")):
-        values = [m.value for m in measures if m.name == name]
-        found[f"{name}, last"] = Score(values[-1])
-        found[f"{name}, best"] = Score(max(values))
+        values = [Score(m.value, m.protocol) for m in measures if m.name == name]
+        found[f"{name}, last"] = values[-1]
+        found[f"{name}, best"] = max(values)
     return found
 
 

@@ -15,11 +15,25 @@ from genview.store.parts import write_bytes
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of `measures.jsonl`: what was measured, its value, and the training step it belongs to."""
+    """One line of `measures.jsonl`: what was measured, its value, and the training step it belongs to.
+
+    A score has the name and version of the `protocol` that gave it, as in 'online-1'.
+    """
 
     name: str
     value: float
     step: int
+    protocol: str = ""
+
+    @staticmethod
+    def of(row: dict[str, Any]) -> Measure:
+        """Read what `row` wrote."""
+        return Measure(row["name"], row["value"], row["step"], row.get("protocol", ""))
+
+    def row(self) -> dict[str, object]:
+        """The line; what has no protocol does not speak of one."""
+        row: dict[str, object] = {"name": self.name, "value": self.value, "step": self.step}
+        return {**row, "protocol": self.protocol} if self.protocol else row
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ class RunFolder:
 
     @property
     def measures_file(self) -> Path:
-        """One JSON object a line: name, value, step."""
+        """One JSON object a line: name, value, step; with scores their protocol."""
         return self.root / "measures.jsonl"
 
     @property
@@ -119,9 +133,9 @@ class RunFolder:
         made = (self.analysis, self.quality, self.views, self.external, self.checkpoints, self.backbone)
         return any(path.exists() for path in made)
 
-    def measure(self, name: str, value: float, step: int) -> None:
+    def measure(self, name: str, value: float, step: int, protocol: str = "") -> None:
         """Append one measure."""
-        self._append(self.measures_file, {"name": name, "value": value, "step": step})
+        self._append(self.measures_file, Measure(name, value, step, protocol).row())
 
     def quarantine(self, key: str, reason: str) -> None:
         """Record an image that could not be used, once."""
@@ -134,7 +148,7 @@ class RunFolder:
 
     def measures(self) -> list[Measure]:
         """All measures, in the order of writing; a line cut short by a kill is left out."""
-        return [Measure(row["name"], row["value"], row["step"]) for row in _lines(self.measures_file)]
+        return [Measure.of(row) for row in _lines(self.measures_file)]
 
     def latest(self, most: int = 200_000) -> list[Measure]:
         """The measures of the last `most` bytes of the file, in the order of writing: quick however long a run is."""
@@ -144,12 +158,12 @@ class RunFolder:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - most))
             lines = file.read().decode(errors="replace").splitlines()
-        return [Measure(row["name"], row["value"], row["step"]) for row in _parsed(lines)]
+        return [Measure.of(row) for row in _parsed(lines)]
 
     def forget_after(self, step: int, prefixes: tuple[str, ...]) -> None:
         """Drop measures named with one of `prefixes` and taken after `step`: a resumed run takes them again."""
         kept = [m for m in self.measures() if m.step <= step or not m.name.startswith(prefixes)]
-        rows = [json.dumps({"name": m.name, "value": m.value, "step": m.step}) + "\n" for m in kept]
+        rows = [json.dumps(m.row()) + "\n" for m in kept]
         write_bytes(self.measures_file, "".join(rows).encode())
 
     def _append(self, path: Path, row: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -29,8 +30,17 @@ from genview.training.state import TrainState
 
 Weigh = Callable[[Sequence[Tensor], Origin, float], Quality]
 """(views B×3×S×S in [0, 1], where they come from, share of the training that is done) → quality of their pairs."""
-Probe = Callable[[Backbone], Iterable[tuple[str, float]]]
-"""Backbone → names and values in [0, 1], on images that are not trained on; the first is what is to be the best."""
+
+
+class Probe(Protocol):
+    """What looks at a backbone in training; `protocol` is its name and version, as in 'online-1'."""
+
+    @property
+    def protocol(self) -> str: ...  # noqa: D102
+
+    def __call__(self, backbone: Backbone) -> Iterable[tuple[str, float]]:
+        """Yield names and values in [0, 1], of images that are not trained on; by the first the best is chosen."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ class Loop:
         """Note what the probe finds; its first score says which backbone is the best."""
         backbone = self.state.learner.backbone
         found = list(probe(backbone))
-        self.record.measures({f"online/{name}": value for name, value in found}, number)
+        self.record.measures({f"online/{name}": value for name, value in found}, number, probe.protocol)
         for _, score in found[:1]:
             self.best.offer(backbone, score, number)
 

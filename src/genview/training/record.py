@@ -68,12 +68,12 @@ class Record:
         for key, reason in unreadable:
             self.run.quarantine(key, reason)
 
-    def measures(self, values: dict[str, float], step: int) -> None:
-        """Write measures of a step."""
+    def measures(self, values: dict[str, float], step: int, protocol: str = "") -> None:
+        """Write measures of a step; scores with the `protocol` that gave them."""
         if not self._leads:
             return
         for name, value in values.items():
-            self.run.measure(name, value, step)
+            self.run.measure(name, value, step, protocol)
         for logger in self._loggers:
             logger.measure(values, step)
 
