@@ -1,14 +1,21 @@
-"""Sets of torchvision's in their layout on disk, a few coloured images each."""
+"""Sets of torchvision's in their layout on disk, a few coloured images each, and a backbone that sees colours."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import scipy.io
 from PIL import Image
+from torch import Tensor, nn
+
+from conftest import Painted
+from genview.encoders import Backbone
+from genview.evaluation import Reading
+from genview.evaluation.subject import Subject
 
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 
@@ -101,3 +108,14 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "Caltech101": caltech,
     "SUN397": sun,
 }
+
+
+class MeanColour(nn.Module):
+    """A backbone whose features are the mean colours."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+
+def subject(folder: Path) -> Subject:
+    return Subject(lambda: cast(Backbone, MeanColour()), Painted(2), Painted(2), Reading(16), 3, folder)

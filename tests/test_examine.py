@@ -49,6 +49,7 @@ def test_a_file_of_weights_is_judged(folder: Path, tmp_path: Path, said: Callabl
     command = ("evaluate", folder / "examine.yaml", "--out", tmp_path)
     done, run = said(*command), RunFolder(tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("weights: 1/1 Left out: fc.* (2)\n") == 1, "once, however many copies are loaded"
     assert "knn/top1@k=3" in done.stdout
     assert "knn-1" in done.stdout
     (found,) = read_results(run.evaluation, "given")

@@ -17,7 +17,7 @@ from conftest import Said
 from genview.encoders import BackboneSettings, load_frozen
 from genview.encoders.backbone import create_net
 from genview.errors import UserError
-from genview.experiment import FitExperiment, load
+from genview.experiment import FitExperiment, load, planned
 from genview.experiment.fit import Fit
 from genview.generators import EmbeddedSettings
 from genview.generators.token_diffusion import load_layout
@@ -246,6 +246,7 @@ def test_an_encoder_of_others_with_the_network_of_a_start(finished: Path, folder
     path = tmp_path / "trunk.safetensors"
     safetensors.torch.save_file({**net.state_dict(), "fc.weight": torch.zeros(10, 16)}, path)
     plain = load(FitExperiment, folder / "fit.yaml", [f"encoder_weights={path}", f"fit.start_from={finished}"])
+    assert "Left out: fc.weight" in list(planned(plain, tmp_path / "nowhere"))
     settings = replace(plain.fit, rate=0.0, samples=8, held_out=0)
     Fit.open(replace(plain, fit=settings), tmp_path / "out", lambda *_: None).train()
     old, new = (load_layout(place, 32) for place in (finished, tmp_path / "out"))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 import sets
-from conftest import Painted
-from genview.encoders import Backbone
 from genview.errors import UserError
 from genview.evaluation import Features, Knn, Reading
 from genview.evaluation.detection import Detection
@@ -22,24 +20,12 @@ from genview.evaluation.knn import neighbours
 from genview.evaluation.outliers import Outliers
 from genview.evaluation.regression import Regressing, halved, mean_per_class, top1
 from genview.evaluation.robustness import Robustness
-from genview.evaluation.subject import Subject
 from genview.evaluation.transfer import NamedSet, OwnSet, Transfer
 from genview.experiment import Experiment
 from genview.experiment.load import parse
 from genview.images import FolderImages, TorchvisionImages, UnreadableImage
 from genview.images.torchvision_sets import PARTS, SetName
 from genview.training.duration import bytes_of
-
-
-class MeanColour(nn.Module):
-    """A backbone whose features are the mean colours."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.mean(dim=(2, 3))
-
-
-def subject(folder: Path) -> Subject:
-    return Subject(lambda: cast(Backbone, MeanColour()), Painted(2), Painted(2), Reading(16), 3, folder)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +164,7 @@ def test_the_strength_is_the_best_on_the_validation_part_under_the_measure() -> 
 def test_every_set_that_torchvision_has(root: Path, tmp_path: Path) -> None:
     """A backbone that sees the class learns all of them; names say set, classifier and measure."""
     named = [NamedSet(name, str(root)) for name in PARTS if not name.startswith("CIFAR")]
-    found = dict(Transfer(tuple(named), l2=(1e-4, 1e-3), k=(1, 500), iterations=20).run(subject(tmp_path)))
+    found = dict(Transfer(tuple(named), l2=(1e-4, 1e-3), k=(1, 500), iterations=20).run(sets.subject(tmp_path)))
     usual = {"Flowers102", "OxfordIIITPet", "FGVCAircraft", "Caltech101"}
     rows = [
         row
@@ -203,7 +189,7 @@ def test_neighbours_are_sought_as_by_the_knn_evaluation(tmp_path: Path, monkeypa
     monkeypatch.setattr("genview.evaluation.knn.neighbours", watched)
     mine = own(tmp_path)
     reading = Reading(16, device="cpu:0", tell=lambda what, *_: told.add(what))
-    asked = replace(subject(tmp_path / "out"), reading=reading)
+    asked = replace(sets.subject(tmp_path / "out"), reading=reading)
     found = dict(Transfer((OwnSet("mine", mine["train"], mine["test"]),), l2=(1e-3,), k=(1, 3, 500)).run(asked))
     assert list(found)[2:] == ["transfer/mine/knn/top1@k=1", "transfer/mine/knn/top1@k=3"]
     assert seen == [(3, "cpu:0", bytes_of(Knn().budget))]
@@ -223,7 +209,7 @@ def test_sets_of_ones_own_continue_after_a_kill(tmp_path: Path) -> None:
     first = OwnSet("first", mine["train"], mine["test"])
     second = OwnSet("second", own(tmp_path / "b")["train"], measure="mean_per_class")
     both, place = Transfer((first, second), l2=(1e-3,), iterations=30), tmp_path / "out"
-    whole = list(both.run(subject(place)))
+    whole = list(both.run(sets.subject(place)))
     assert [name for name, _ in whole] == [
         "transfer/mean/linear",
         "transfer/first/linear/top1",
@@ -231,16 +217,16 @@ def test_sets_of_ones_own_continue_after_a_kill(tmp_path: Path) -> None:
     ]
     (place / "first.json").write_text('[["transfer/first/linear/top1", 0.25]]')
     (place / "second.json").unlink()
-    assert dict(both.run(subject(place))) == {**dict(whole), "transfer/mean/linear": 0.625, whole[1][0]: 0.25}
+    assert dict(both.run(sets.subject(place))) == {**dict(whole), "transfer/mean/linear": 0.625, whole[1][0]: 0.25}
     with pytest.raises(UserError, match="iterations: there 30, now 31"):
-        list(replace(both, iterations=31).run(subject(place)))
+        list(replace(both, iterations=31).run(sets.subject(place)))
     (tmp_path / "a/test/bee/0.png").unlink()
     with pytest.raises(UserError, match=r"found\.first"):
-        list(both.run(subject(place)))
+        list(both.run(sets.subject(place)))
     (place / "first.json").write_text("[[")
     sets.paint(tmp_path / "a/test/bee/0.png", 1)
     with pytest.raises(UserError, match=r"first\.json is damaged"):
-        list(both.run(subject(place)))
+        list(both.run(sets.subject(place)))
 
 
 def test_the_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +243,7 @@ def test_the_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     given = OwnSet("given", parts["train"], parts["test"], parts["val"])
     without = OwnSet("without", parts["train"], parts["test"])
     alone = OwnSet("alone", parts["train"])
-    list(Transfer((given, without, alone), iterations=10).run(subject(tmp_path / "out")))
+    list(Transfer((given, without, alone), iterations=10).run(sets.subject(tmp_path / "out")))
     assert seen == [(20, 20), (18, 2), (14, 2)]
 
 
@@ -265,10 +251,10 @@ def test_sets_that_do_not_fit(tmp_path: Path) -> None:
     parts = own(tmp_path)
     sets.paint(tmp_path / "test/cow/1.png", 2)
     with pytest.raises(UserError, match=r"set 'mine' have different classes \(cow not in all"):
-        list(Transfer((OwnSet("mine", parts["train"], parts["test"]),)).run(subject(tmp_path / "out")))
+        list(Transfer((OwnSet("mine", parts["train"], parts["test"]),)).run(sets.subject(tmp_path / "out")))
     bare = FolderImages(str(tmp_path / "train/ant"))
     with pytest.raises(UserError, match="'bare' have no labels"):
-        list(Transfer((OwnSet("bare", bare, bare),)).run(subject(tmp_path / "out")))
+        list(Transfer((OwnSet("bare", bare, bare),)).run(sets.subject(tmp_path / "out")))
     for names in ((), ("a", "a"), ("a/b",), ("..",)):
         with pytest.raises(UserError, match="names of their own"):
             Transfer(tuple(OwnSet(name, bare) for name in names))

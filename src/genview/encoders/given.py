@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from genview.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneSettings
 from genview.encoders.pretrained import Numbers, read_weights, timms_own
-from genview.encoders.strict import grouped, load_strictly
+from genview.encoders.strict import load_strictly, say_left_out
 
 OPTION = "backbone.weights"
 
@@ -30,7 +30,7 @@ class GivenBackbone:
     mean: Numbers | None = None
     std: Numbers | None = None
 
-    def load(self, say: Callable[[str], None] | None = None) -> Backbone:
+    def load(self, say: Callable[[str], object] | None = None) -> Backbone:
         """Load it; every weight must find its place. Weights of a classifier are left out, which `say` is told.
 
         Raises:
@@ -47,9 +47,7 @@ class GivenBackbone:
         kept = {key: value for key, value in state.items() if not _of_classifier(key, backbone.net)}
         what = f"The weights {self.weights} do not fit '{self.name}' with the arguments of backbone"
         load_strictly(backbone.net, kept, what)
-        left = [key for key in state if key not in kept]
-        if say is not None and left:
-            say(f"Left out: {', '.join(grouped(left, state))}")
+        say_left_out(state, kept, say)
         return backbone
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor
 
 from genview.encoders.backbone import BackboneSettings, create_net
-from genview.encoders.strict import differences, shapes
+from genview.encoders.strict import differences, say_left_out, shapes
 from genview.errors import UserError, nearest
 
 Numbers = tuple[float, float, float]
@@ -29,7 +29,9 @@ OF_ENCODER = Options("encoder_weights", "encoder.trunk")
 OF_TRAINING = Options("training.start_from", "training.backbone")
 
 
-def trunk_weights(settings: BackboneSettings, weights: str, options: Options) -> dict[str, Tensor]:
+def trunk_weights(
+    settings: BackboneSettings, weights: str, options: Options, say: Callable[[str], object] | None = None
+) -> dict[str, Tensor]:
     """Return weights for the timm model of `settings`, without its classifier.
 
     Args:
@@ -38,12 +40,13 @@ def trunk_weights(settings: BackboneSettings, weights: str, options: Options) ->
             or the name of pretrained weights that timm knows: the architecture's, or with a tag, resnet50.a1_in1k;
             or 'timm' for those of the architecture's name.
         options: that gave both, for errors.
+        say: is told which weights of a file, those of a classifier, are left out.
 
     Raises:
         UserError: the weights cannot be had, or are of another architecture.
     """
     if weights.endswith((".safetensors", ".pt", ".pth", ".bin", ".tar")):
-        return _of_file(settings, Path(weights), options)
+        return _of_file(settings, Path(weights), options, say)
     return _of_timm(settings, settings.name if weights == "timm" else weights, options)
 
 
@@ -104,7 +107,9 @@ def timms_own(name: str, args: Mapping[str, Any], option: str) -> Pretrained:
     return Pretrained(net.state_dict(), mean, std)  # type: ignore[arg-type]  # three numbers each
 
 
-def _of_file(settings: BackboneSettings, path: Path, options: Options) -> dict[str, Tensor]:
+def _of_file(
+    settings: BackboneSettings, path: Path, options: Options, say: Callable[[str], object] | None
+) -> dict[str, Tensor]:
     found = read_weights(path, options.weights)
     wanted = create_net(settings).state_dict()
     head = ("fc.", "head.", "classifier.")
@@ -114,6 +119,7 @@ def _of_file(settings: BackboneSettings, path: Path, options: Options) -> dict[s
             f"{path} ({options.weights}) does not hold a '{settings.name}' with the arguments of {options.model}; "
             f"name the model that the file is of there:\n{unlike}"
         )
+    say_left_out(found, body, say)
     return {name: found[name] for name in wanted}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Size, Tensor, nn
@@ -67,6 +67,13 @@ def grouped(names: Iterable[str], among: Collection[str], within: str = "") -> l
         else:
             found += grouped(own, among, module)
     return found
+
+
+def say_left_out(state: Mapping[str, Tensor], kept: Collection[str], say: Callable[[str], object] | None) -> None:
+    """Tell `say` which weights of `state` are not `kept`, if there are any."""
+    left = [name for name in state if name not in kept]
+    if say is not None and left:
+        say(f"Left out: {', '.join(grouped(left, state))}")
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, Size]:

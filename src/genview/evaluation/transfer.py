@@ -44,12 +44,26 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A set of torchvision's below `root`, fetched with `download` where it is not there; see `TorchvisionImages`."""
+    """A set of torchvision's below `root`, fetched with `download` where it is not there; see `TorchvisionImages`.
+
+    `train_list` and `test_list` are files that name the images of Caltech101 or SUN397 to train on and to test with,
+    in the place of a draw; see its `list`.
+
+    Raises:
+        UserError: one of the lists is given without the other, or the set has a split of its own.
+    """
 
     name: SetName
     root: str
     kind: Literal["torchvision"] = "torchvision"
     download: bool = False
+    train_list: str | None = None
+    test_list: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.train_list is None) != (self.test_list is None):
+            raise UserError(f"The set {self.name} has one list: give it train_list and test_list, or neither.")
+        self._part("train")  # lists for a set that takes none are told before, not after hours of training
 
     @property
     def measure(self) -> MeasureName:
@@ -57,12 +71,22 @@ class NamedSet:
         return "mean_per_class" if self.name in PER_CLASS else "top1"
 
     def split(self, seed: int, tell: Tell) -> Split:  # noqa: ARG002 - the split is the set's own
-        """Open the set."""
-        train, test = self._part("train"), self._part("test")
-        return Split(train, self._part("val") if "val" in PARTS[self.name] else None, test)
+        """Open the set.
 
-    def _part(self, part: Part) -> ImageSource:
-        return TorchvisionImages(self.root, name=self.name, part=part, download=self.download).build()
+        Raises:
+            UserError: it is not there, a list does not fit it, or both lists name an image.
+        """
+        train, test = self._part("train").build(), self._part("test").build()
+        if self.train_list is not None and (both := _keys(train) & _keys(test)):
+            raise UserError(
+                f"{len(both)} images are in both {self.train_list} and {self.test_list}, such as '{min(both)}'. Give "
+                "lists of one partition, so that nothing is scored that was learned on."
+            )
+        return Split(train, self._part("val").build() if "val" in PARTS[self.name] else None, test)
+
+    def _part(self, part: Part) -> TorchvisionImages:
+        lists = {"train": self.train_list, "test": self.test_list}
+        return TorchvisionImages(self.root, name=self.name, part=part, download=self.download, list=lists.get(part))
 
 
 @dataclass(frozen=True)
@@ -162,6 +186,10 @@ class Transfer:
         if known := tuple(k for k in self.k if k <= len(train.y)):
             found = Knn(k=known, plain=False).on(train, test, named(reading, f"{one.name} neighbours"))
             yield from ((f"transfer/{one.name}/{name}", value) for name, value in found)
+
+
+def _keys(source: ImageSource) -> set[str]:
+    return {source.key(i) for i in range(len(source))}
 
 
 def checked(name: str, parts: Split) -> Split:

@@ -97,8 +97,8 @@ def training_cost(
     Raises:
         UserError: the settings do not go together, or there are too few images.
     """
-    fabric = make_fabric(settings)
-    learner = built(method, settings, pairs, fabric, weighted=weighted)
+    fabric, said = make_fabric(settings), list[str]()
+    learner = built(method, settings, pairs, fabric, weighted=weighted, say=said.append)
     module = fabric.setup_module(learner)
     batch = min(share_of(settings, fabric.world_size), images)
     sides = [pairs.size] * pairs.positives + ([pairs.crops.size] * pairs.crops.count if pairs.crops else [])
@@ -108,7 +108,7 @@ def training_cost(
     seconds = steps * parts * _seconds(lambda: fabric.backward(combined(module(*views), None)[0]))
     words = f"{span(seconds)} for {steps:,} steps of {settings.batch}, without weighing and loading"
     if settings.start_from is not None:
-        words += f"; from the weights {settings.start_from}, which fit"
+        words += ". ".join((f"; from the weights {settings.start_from}, which fit", *said))
     return Item("pretrain", words, seconds)
 
 

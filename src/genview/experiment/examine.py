@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +64,7 @@ class Examination:
             raise UserError("A backbone is judged by labels, and these images have none: use class folders.")
         return roles
 
-    def load(self, say: Callable[[str], None] | None = None) -> Backbone:
+    def load(self, say: Callable[[str], object] | None = None) -> Backbone:
         """Load the backbone onto the device; `say` is told which weights are left out.
 
         Raises:
@@ -78,7 +79,7 @@ def is_examination(file: Path) -> bool:
 
 
 def examine(examination: Examination, out: Path, tell: Tell) -> RunFolder:
-    """Judge the backbone; what was judged before in this folder is left.
+    """Judge the backbone; what was judged before in this folder is left. `tell` is told which weights are left out.
 
     Raises:
         UserError: the folder holds results of another backbone or other images, or see `Examination` and `judge`.
@@ -91,7 +92,8 @@ def examine(examination: Examination, out: Path, tell: Tell) -> RunFolder:
     write_bytes(run.experiment, to_yaml(examination).encode())
     want_results(run.evaluation, [name_of(evaluation) for evaluation in examination.evaluation])
     reading = Reading(examination.size, examination.batch, examination.workers, examination.on, tell, run.quarantine)
-    subject = Subject(examination.load, roles.labelled, roles.test, reading, examination.seed, folder)
+    load = partial(examination.load, cache(lambda line: tell("weights", 1, 1, line)))  # once, not for every copy
+    subject = Subject(load, roles.labelled, roles.test, reading, examination.seed, folder)
     portray(subject, run.evaluation)
     judge(subject, examination.evaluation, folder, "given", tell)
     return run

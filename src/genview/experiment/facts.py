@@ -73,7 +73,7 @@ def name_of(images: ImageSettings) -> str:
         case ArchiveImages():
             return ", ".join(Path(path).stem for path in images.paths[:3]) + ", …" * (len(images.paths) > 3)
         case TorchvisionImages():
-            return f"{images.name} ({images.part})"
+            return f"{images.name} ({images.part if images.list is None else Path(images.list).stem})"
         case DigitImages():
             return f"scikit-learn's digits ({images.part})"
         case TogetherImages():

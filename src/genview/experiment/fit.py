@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -194,7 +195,7 @@ class Fit:
                 training = experiment.encoder_training
                 pretrain(experiment.method, pairs, training, self.encoder_run, weigh=None, probe=None, tell=self.tell)
             if not task.checkpoint.exists():
-                self.take_trunk(lesson)
+                self.take_trunk(lesson)  # what it leaves out was told with the cost
         fit(task, self.tell, lambda: write_fit_page(self.run))
 
     def check(self, processes: int) -> None:
@@ -218,8 +219,10 @@ class Fit:
         if experiment.fit.start_from is not None:
             start_from(lesson, experiment.fit.start_from, encoder=experiment.encoder_weights is None)
 
-    def take_trunk(self, lesson: TokenDiffusion) -> None:
+    def take_trunk(self, lesson: TokenDiffusion, say: Callable[[str], object] | None = None) -> None:
         """Give a lesson the trunk that was trained here or by others; that of its start stays.
+
+        `say` is told which of the others' weights are left out.
 
         Raises:
             UserError: the weights cannot be had, or are of another architecture.
@@ -228,7 +231,8 @@ class Fit:
         if experiment.trains_encoder:
             trunk.load_state_dict(safetensors.torch.load_file(self.encoder_run.backbone))
         elif experiment.encoder_weights is not None:
-            trunk.load_state_dict(trunk_weights(experiment.encoder.trunk, experiment.encoder_weights, OF_ENCODER))
+            given = experiment.encoder_weights
+            trunk.load_state_dict(trunk_weights(experiment.encoder.trunk, given, OF_ENCODER, say))
 
     def held_out(self) -> Tensor:
         """The centre squares of the images held out, B×3×S×S in [0, 1]; those that cannot be read are set aside."""

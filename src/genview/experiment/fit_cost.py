@@ -40,8 +40,10 @@ def fit_cost(work: Fit) -> Iterator[str]:
         cost = training_cost(experiment.method, experiment.encoder_training, experiment.pairs, len(task.source))
         yield f"encoder: {cost.words}"
     else:
-        work.take_trunk(lesson)
+        said = list[str]()
+        work.take_trunk(lesson, said.append)
         yield f"encoder: taken from {experiment.encoder_weights or settings.start_from}, not trained"
+        yield from said
     disk = [disk_of(lesson, lesson.denoiser.state_dict())]
     yield steps_line("generator", task)
     if experiment.distil is not None:

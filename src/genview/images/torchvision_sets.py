@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from genview.errors import UserError
+from genview.errors import UserError, nearest
 from genview.images.combine import Subset, limited
 from genview.images.decode import ImageFile
 from genview.images.source import ImageSource, Tell, bytes_of, silent
@@ -44,6 +45,8 @@ PARTS: dict[SetName, dict[Part, dict[str, Any]]] = {
 """What torchvision calls the parts of a set; the last two it gives as a whole."""
 DRAWN: dict[str, tuple[int, int | None]] = {"Caltech101": (30, None), "SUN397": (50, 50)}
 """Training and test images of each class (None: all others) of a set that is split here."""
+FOLDERS = {"Caltech101": "caltech101/101_ObjectCategories", "SUN397": "SUN397"}
+"""Where the images of such a set are below its root: what paths in lists of its parts begin at."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,14 @@ class TorchvisionImages:
     Caltech101 and SUN397 have no split in torchvision's files. Each class is shuffled once and for all: 30 images of
     Caltech's are for training and the others for testing, 50 and 50 of SUN's. DTD's split is its first of ten, and
     the classes of FGVCAircraft are the variants.
+
+    `list` is a text file that names the images of the part instead, for these two: a path a line, such as
+    /a/abbey/sun_aaalbzqrimafwbiv.jpg, below the folder of the set's images (`FOLDERS`), with '/' in front or without;
+    empty lines do not count. The partitions that the authors of SUN397 publish (Training_01.txt, Testing_01.txt …)
+    are such lists. The order is the set's.
+
+    Raises:
+        UserError: a `list` is given for a set with a split of its own.
     """
 
     root: str
@@ -60,13 +71,21 @@ class TorchvisionImages:
     name: SetName = "CIFAR10"
     part: Part = "train"
     download: bool = False
+    list: str | None = None
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.list is not None and self.name not in DRAWN:
+            raise UserError(
+                f"{self.name} has a split of its own, and lists are for {' and '.join(DRAWN)}: leave {self.list} out."
+            )
 
     def build(self, keep: Path | None = None, tell: Tell = silent) -> ImageSource:  # noqa: ARG002 - the set is its own index
         """Read the set.
 
         Raises:
-            UserError: its files are not there and could not be fetched, or it has no such part.
+            UserError: its files are not there and could not be fetched, it has no such part, or the list cannot be
+                read or names what is no image of the set.
         """
         if self.part not in PARTS[self.name]:
             raise UserError(f"{self.name} has no part '{self.part}', only {', '.join(PARTS[self.name])}.")
@@ -74,7 +93,9 @@ class TorchvisionImages:
         source: ImageSource = (
             TorchvisionSet(found, self.part) if hasattr(found, "data") else TorchvisionFiles(found, Path(self.root))
         )
-        if self.name in DRAWN:
+        if self.list is not None:
+            source = Subset(source, listed(source, Path(self.list), FOLDERS[self.name]))
+        elif self.name in DRAWN:
             source = Subset(source, drawn(source, *DRAWN[self.name])[self.part == "test"])
         return limited(source, self.limit)
 
@@ -169,3 +190,34 @@ def drawn(source: ImageSource, train: int, test: int | None) -> tuple[Sequence[i
         first += own[:train].tolist()
         second += own[train : None if test is None else train + test].tolist()
     return sorted(first), sorted(second)
+
+
+def listed(source: ImageSource, file: Path, folder: str) -> Sequence[int]:
+    """Find the images that a file lists, one path below `folder` a line; sorted.
+
+    Raises:
+        UserError: the file cannot be read or is empty, or a line names no image of the source, or one named before.
+    """
+    index = {source.key(i).removeprefix(f"{folder}/"): i for i in range(len(source))}
+    named = [str(PurePosixPath(line.lstrip("/"))) for line in _lines(file)]
+    if unknown := [path for path in named if path not in index]:
+        name, example = PurePosixPath(unknown[0]).name, next(iter(index), "class/image.jpg")
+        alike = [path for path in index if path.endswith(f"/{name}")]  # of SUN397 any two names are close
+        raise UserError(
+            f"{len(unknown)} of {len(named)} lines of {file} name no image of the set, the first '{unknown[0]}'. "
+            f"Paths begin below {folder}, such as '{example}'.{nearest(unknown[0], alike)}"
+        )
+    if len(set(named)) < len(named):
+        twice = next(path for path, count in Counter(named).items() if count > 1)
+        raise UserError(f"{file} has '{twice}' more than once. Name every image once.")
+    return sorted(index[path] for path in named)
+
+
+def _lines(file: Path) -> Sequence[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The list {file} cannot be read: {error}") from error
+    if not any(lines):
+        raise UserError(f"The list {file} names no image. Write one path on each line.")
+    return [line for line in lines if line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -41,7 +42,7 @@ def pretrain(
 
     Writes measures, checkpoints, example pairs, and at the end `backbone.safetensors`, and, where there is a probe,
     the backbone of which it had the best score as `best.safetensors`. With several processes, each calls this with
-    the same arguments; the first one writes.
+    the same arguments; the first one writes. `tell` is told which of the weights to start from are left out.
 
     Raises:
         UserError: settings that cannot work, a full disk, or a loss that is not finite.
@@ -52,7 +53,14 @@ def pretrain(
     torch.manual_seed(seed_of(pairs.seed, "", 0, "weights"))
     begun = (run.checkpoints / "last.pt").exists()
     anew = replace(settings, start_from=None) if begun else settings  # the file may be gone by now
-    learner = built(method, anew, pairs.settings, fabric, weighted=weigh is not None)
+    learner = built(
+        method,
+        anew,
+        pairs.settings,
+        fabric,
+        weighted=weigh is not None,
+        say=lambda line: tell("weights", 1, 1, line),
+    )
     optimizer = settings.optimizer.build(learner)
     state = TrainState(learner, optimizer, fabric.strategy.precision)
     best = _continued(run, state, fabric.device)
@@ -82,15 +90,23 @@ def _continued(run: RunFolder, state: TrainState[Learner], device: torch.device)
     return Best.continued(run.checkpoints, reached)
 
 
-def built(method: Method, settings: TrainSettings, views: PairSettings, fabric: Fabric, *, weighted: bool) -> Learner:
-    """Build the learner as the settings want it, on its device.
+def built(
+    method: Method,
+    settings: TrainSettings,
+    views: PairSettings,
+    fabric: Fabric,
+    *,
+    weighted: bool,
+    say: Callable[[str], object] | None = None,
+) -> Learner:
+    """Build the learner as the settings want it, on its device; `say` is told which given weights are left out.
 
     Raises:
         UserError: method and settings do not go together, or the weights to start from cannot be had or do not fit.
     """
     backbone = Backbone(settings.backbone)
     if settings.start_from is not None:  # before a teacher copies it
-        backbone.net.load_state_dict(trunk_weights(settings.backbone, settings.start_from, OF_TRAINING))
+        backbone.net.load_state_dict(trunk_weights(settings.backbone, settings.start_from, OF_TRAINING, say))
     learner = method.build(backbone)
     kind = getattr(method, "kind", type(method).__name__)  # one of the user's own needs none
     check_views(learner, views, kind)
