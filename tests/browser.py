@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -9,22 +10,38 @@ import select
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE = 90.0
 """Seconds until an answer is given up."""
+SETTLING = 20.0
+"""Seconds until a page does by itself what is waited for."""
 BEGIN = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
 )
 """Chromium reads commands from file 3 and writes to file 4."""
-KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowDown": 40, "ArrowUp": 38}
+KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowDown": 40, "ArrowUp": 38, "ArrowRight": 39}
 
 
 def chromium() -> str | None:
     """Where Chromium is, if it is there."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+def fresh_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """What a fixture gives: a window that is closed in the end. Skips where there is no Chromium."""
+    program = chromium()
+    if program is None:
+        pytest.skip("there is no Chromium on this machine")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
 
 
 class Browser:
@@ -83,14 +100,39 @@ class Browser:
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self._events.clear()
         self.call("Page.navigate", url=page.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
-            self._notice(self._read())
+        self._loaded()
+
+    def follow(self) -> None:
+        """Press Enter on what has the focus, a link to another page, and wait until that has been loaded."""
+        self._events.clear()
+        self.press("Enter")
+        self._loaded()
 
     def js(self, expression: str) -> Any:
         """Return the value of an expression, awaited where it is a promise."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        """Wait until an expression is true."""
+        end = time.monotonic() + SETTLING
+        while not self.js(expression):
+            assert time.monotonic() < end, f"in {SETTLING:.0f} s it did not come true: {expression}"
+            time.sleep(0.01)
+
+    def load_pictures(self) -> None:
+        """Wait for all pictures, those too that are loaded when they come into view."""
+        self.js("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+        self.js("Promise.all([...document.images].map(image => image.decode()))")
+
+    def picture(self, selector: str) -> bytes:
+        """Return what an element looks like as a PNG."""
+        box = self.js(
+            f"(() => {{ const box = document.querySelector({selector!r}).getBoundingClientRect(); return "
+            "{x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height, scale: 1}; })()"
+        )
+        return base64.b64decode(self.call("Page.captureScreenshot", clip=box, captureBeyondViewport=True)["data"])
 
     def press(self, key: str) -> None:
         """Press and release a key."""
@@ -119,6 +161,10 @@ class Browser:
             self._process.wait()
         os.close(self._in)
         os.close(self._out)
+
+    def _loaded(self) -> None:
+        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+            self._notice(self._read())
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:

@@ -1,33 +1,23 @@
-"""The page as its readers meet it, in a headless Chromium: it filters, sorts, asks for nothing and fits a phone."""
+"""The page of a run as its readers work with it, in a headless Chromium: it filters, sorts and shows neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
+from PIL import Image
 
-from browser import Browser, chromium
-from genview.report import Compared, write_comparison, write_page
+from browser import Browser, fresh_browser
+from genview.images.thumbnail import thumbnail
+from genview.report import write_page
 from genview.report.collect import collect
 from genview.report.pairs import Gathered, gather
 from genview.store import RunFolder, read_table, write_table
-from made_runs import COUNT, Digits, add_measures, key, made_run, of_pairs
+from genview.training.examples import EACH_SIDE, MOST_PAIRS, SAMPLED
+from made_runs import COUNT, Digits, key, made_run, of_pairs
 
-program = chromium()
-pytestmark = pytest.mark.skipif(program is None, reason="there is no Chromium on this machine")
+browser = pytest.fixture(scope="module")(fresh_browser)
 ORDERS = "[...document.querySelector('#pairs-browser [name=order]').options].map(way => way.textContent)"
 SHOWN = "[...document.querySelectorAll('.cards figcaption')]"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert program is not None
-    browser = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +36,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
-@pytest.fixture(scope="module")
-def pairs(run: RunFolder) -> Gathered:
+def gathered(run: RunFolder) -> Gathered:
     material = collect(run)
     assert material.latest is not None
     return gather(run, material.pictured, material.latest, Digits())
+
+
+@pytest.fixture(scope="module")
+def pairs(run: RunFolder) -> Gathered:
+    return gathered(run)
 
 
 @pytest.fixture
@@ -61,8 +55,8 @@ def page(browser: Browser, run: RunFolder) -> Browser:
 
 def steps(page: Browser) -> list[int]:
     """Steps of the pairs whose pictures are shown; here each pictured pair has its own."""
-    found: list[int] = page.js(f"{SHOWN}.map(words => Number(words.textContent.match(/step ([0-9]+)/)[1]))")
-    return found
+    found: list[str] = page.js(f"{SHOWN}.map(words => words.textContent.match(/step ([0-9,]+)/)[1])")
+    return [int(step.replace(",", "")) for step in found]
 
 
 def enter(page: Browser, name: str, value: object) -> None:
@@ -92,28 +86,6 @@ def numbers(values: np.ndarray) -> np.ndarray:
 
 def every(pairs: Gathered) -> np.ndarray:
     return np.ones(len(pairs.columns["key"]), bool)
-
-
-def test_nothing_is_asked_for_and_nothing_complains(page: Browser, run: RunFolder) -> None:
-    page.js("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
-    page.js("Promise.all([...document.images].map(image => image.decode()))")
-    assert page.complaints == []
-    assert page.requests[0] == run.page.as_uri()
-    assert {address[:11] for address in page.requests[1:]} <= {"data:image/"}
-
-
-def test_what_the_page_would_ask_for_is_refused(page: Browser) -> None:
-    """Even if something were let in by mistake, the policy would keep it from leaving the page."""
-    directive = page.js(
-        "new Promise(done => { addEventListener('securitypolicyviolation', event => done(event.violatedDirective));"
-        "const image = new Image(); image.src = 'http://127.0.0.1:9/x.png'; document.body.append(image); })"
-    )
-    assert directive == "img-src"
-    page.js(
-        "(() => { const script = document.createElement('script'); script.textContent = 'window.ran = true';"
-        "document.body.append(script); })()"
-    )
-    assert page.js("window.ran === undefined"), "no script runs but the page's own"
 
 
 def test_pairs_are_sorted_by_weight_at_first(page: Browser, pairs: Gathered) -> None:
@@ -215,21 +187,8 @@ def test_points_are_drawn_and_marked(page: Browser) -> None:
     assert page.js(drawn) != [fewer, still]
 
 
-def test_the_keyboard_reaches_every_control_and_works_it(page: Browser, pairs: Gathered) -> None:
+def test_the_keyboard_works_every_kind_of_control(page: Browser, pairs: Gathered) -> None:
     page.js("document.querySelectorAll('details').forEach(more => more.open = true)")
-    here = (
-        "(() => { const at = document.activeElement; return [...document.querySelectorAll("
-        "'a, button, input, select, summary, [tabindex]')].indexOf(at); })()"
-    )
-    able = page.js(
-        "[...document.querySelectorAll('a, button, input, select, summary, [tabindex]')]"
-        ".flatMap((one, place) => one.disabled ? [] : [place])"
-    )
-    reached = set()
-    for _ in range(len(able)):
-        page.press("Tab")
-        reached.add(page.js(here))
-    assert reached == set(able)
     page.js("document.querySelector('[name=level][value=\"300\"]').focus()")
     page.press(" ")
     fits = pairs.columns["level"] != 300
@@ -241,8 +200,6 @@ def test_the_keyboard_reaches_every_control_and_works_it(page: Browser, pairs: G
     page.js("document.querySelector('#pairs-browser [name=order]').focus()")
     page.press("ArrowDown")
     assert steps(page) == wanted(pairs, fits, falling=False)
-    outline = "getComputedStyle(document.activeElement).outlineStyle"
-    assert page.js(outline) == "solid", "what has the focus shows it"
 
 
 def test_neighbours_of_the_chosen_image_are_shown(page: Browser) -> None:
@@ -268,45 +225,49 @@ def test_neighbours_of_the_chosen_image_are_shown(page: Browser) -> None:
     assert page.js("document.querySelectorAll('.map .faint').length") == COUNT - COUNT // 5
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_needs_no_sideways_scrolling_and_text_stands_out(
-    browser: Browser, run: RunFolder, tmp_path: Path, *, dark: bool
-) -> None:
-    other = RunFolder(tmp_path / "another run with a long name")
-    add_measures(other, knn=0.5, linear=0.4)
-    two = [
-        Compared(run, {"method": {"kind": "moco_v2", "temperature": 0.2}}),
-        Compared(other, {"method": {"kind": "simsiam"}}),
-    ]
-    for file in (run.page, write_comparison(two, tmp_path / "comparison.html")):
-        browser.open(file, width=390, height=844, dark=dark)
-        assert browser.js("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-        assert browser.complaints == []
-        for text, ground in (("--ink", "--card"), ("--soft", "--card"), ("--soft", "--page"), ("--views", "--card")):
-            assert contrast(colour(browser, text), colour(browser, ground)) >= 4.5, (text, ground)
-    lightness = luminance(colour(browser, "--page"))
-    assert lightness < 0.1 if dark else lightness > 0.9
-
-
-def colour(browser: Browser, name: str) -> list[int]:
-    value: Any = browser.js(f"getComputedStyle(document.documentElement).getPropertyValue({name!r}).trim()")
-    return [int(value[place : place + 2], 16) for place in (1, 3, 5)]
-
-
-def luminance(rgb: list[int]) -> float:
-    """Relative luminance as WCAG 2 defines it."""
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in rgb)]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-
-
-def contrast(one: list[int], other: list[int]) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
 def test_without_scripts_the_extremes_are_there(browser: Browser, run: RunFolder) -> None:
     browser.open(run.page, scripts=False)
     browser.call("Emulation.setScriptExecutionDisabled", value=False)
     shown = browser.js("document.querySelector('#pairs').innerText")
     assert "Highest weights" in shown
     assert "Sort by" not in shown
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with as many pairs as training keeps at most; their crops are noise, which makes the largest files."""
+    run = made_run(tmp_path_factory.mktemp("many") / "run")
+    chance = np.random.default_rng(0)
+    weight = chance.integers(0, 1000, MOST_PAIRS).astype(np.float32) / 1000
+    latest = of_pairs(np.arange(MOST_PAIRS), chance.choice([-1, 0, 200, 400], MOST_PAIRS), weight)
+    shown = np.linspace(0, MOST_PAIRS - 1, SAMPLED + 2 * EACH_SIDE).astype(int)
+    noise = [thumbnail(Image.fromarray(chance.integers(0, 256, (96, 96, 3), np.uint8)), 96) for _ in range(8)]
+    sides = {side: np.array([noise[i % 8] for i in range(len(shown))], object) for side in "ab"}
+    write_table(run.pairs / "latest.parquet", latest)
+    write_table(run.pairs / "pictured.parquet", {**{name: values[shown] for name, values in latest.items()}, **sides})
+    write_page(run, Digits())
+    return run
+
+
+def test_fifty_thousand_recorded_pairs_are_filtered_sorted_and_turned(browser: Browser, many: RunFolder) -> None:
+    assert many.page.stat().st_size < 30_000_000
+    browser.open(many.page)
+    pairs = gathered(many)
+    columns, fits, told = pairs.columns, every(pairs), "document.querySelector('.count').textContent"
+    assert browser.js(told) == "272 of 272 pictured pairs match, and 4,272 of 4,272 points."
+    for by in ("weight", "step", "class"):
+        enter(browser, "[name=sort]", by)
+        assert steps(browser) == wanted(pairs, fits, by, falling=by != "class")
+    seen = steps(browser)
+    while not browser.js("document.querySelectorAll('.pager button')[1].disabled"):
+        browser.js("document.querySelectorAll('.pager button')[1].click()")
+        seen += steps(browser)
+    assert sorted(seen) == sorted(columns["step"][:272].tolist())
+    browser.js("document.querySelector('[name=level][value=\"400\"]').click()")
+    enter(browser, "[data-column=weight][data-end=low]", "0.7505")
+    enter(browser, "[data-column=step][data-end=high]", "30000.5")
+    fits &= (columns["level"] != 400) & (columns["weight"] >= 0.7505) & (columns["step"] <= 30_000)
+    assert steps(browser) == wanted(pairs, fits, "class", falling=False)
+    assert browser.js(told) == (f"{fits[:272].sum()} of 272 pictured pairs match, and {fits.sum()} of 4,272 points.")
+    assert 0 < fits[:272].sum() < fits.sum() < 1000, "the filters leave some of both"
+    assert browser.complaints == []

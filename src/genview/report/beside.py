@@ -14,7 +14,7 @@ import numpy as np
 from genview.report import figures
 from genview.report.collect import Result, results, series, statuses
 from genview.report.look import framed
-from genview.report.section import Section, chart, missing
+from genview.report.section import Section, chart, contents, missing
 from genview.report.words import label, percent, points
 from genview.store import Measure, RunFolder, write_bytes
 
@@ -51,11 +51,10 @@ def write_comparison(runs: Sequence[Compared], out: Path) -> Path:
         _settings(names, [compared.settings for compared in runs]),
         _progress(names, [compared.run for compared in runs], measures),
     ]
-    links = "".join(f'<a href="#{section.anchor}">{section.title}</a>' for section in sections)
     header = (
         f'<p class="date">genview comparison</p><h1>{html.escape(out.stem)}</h1>'
         f'<p class="lead">{len(runs)} runs side by side. Differences are to the first, '
-        f'{html.escape(names[0])}.</p><nav aria-label="Sections">{links}</nav>'
+        f"{html.escape(names[0])}.</p>{contents(sections)}"
     )
     page = framed(f"{', '.join(names)} · genview", header, sections)
     write_bytes(out, page.encode("utf-8", "replace"))

@@ -45,7 +45,7 @@ def write_fit_page(run: RunFolder, out: Path | None = None) -> Path:
         quarantine_of(quarantined(run)),
         settings(run),
     ]
-    return write_framed(run, _lead(run, measures), _facts(run, measures), sections, out)
+    return write_framed(run, _lead(run, measures), _facts(run, measures), sections, out, VERB)
 
 
 def _lead(run: RunFolder, measures: list[Measure]) -> str:
@@ -132,7 +132,7 @@ def scores(measures: list[Measure]) -> Section:
         for level in levels
     )
     table = f'<table class="scores"><thead><tr><th scope="col">level</th>{heads}</tr></thead>'
-    table += f"<tbody>{rows}</tbody></table>"
+    table = f'<div class="scroll" tabindex="0">{table}<tbody>{rows}</tbody></table></div>'
     level = levels[len(levels) // 2]
     drawn = [
         _curve(measures, f"online/{name}@level={level}", f"{words} at level {level}", more)

@@ -12,7 +12,7 @@ import numpy as np
 from genview.images.source import ImageSource, Tell, silent
 from genview.report.collect import Material, collect
 from genview.report.look import framed
-from genview.report.section import Section
+from genview.report.section import Section, contents
 from genview.report.sections import sections_of
 from genview.report.words import outcome
 from genview.store import RunFolder, write_bytes
@@ -41,13 +41,16 @@ def write_framed(
     facts: Sequence[tuple[str, str]],
     sections: Sequence[Section],
     out: Path | None = None,
+    verb: str = "run",
 ) -> Path:
     """Write a page with these sections below a lead and some facts, both HTML, to `out`, `run.page` where None.
+
+    `verb` is the one that made what the page shows.
 
     Raises:
         UserError: the disk is full.
     """
-    page = framed(f"{_name(run)} · genview", _header(run, lead, facts, sections), sections)
+    page = framed(f"{_name(run)} · genview", _header(run, verb, lead, facts, sections), sections)
     write_bytes(out or run.page, page.encode("utf-8", "replace"))
     return out or run.page
 
@@ -56,16 +59,17 @@ def _name(run: RunFolder) -> str:
     return run.root.resolve().name
 
 
-def _header(run: RunFolder, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+def _header(
+    run: RunFolder, verb: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
+) -> str:
     dated = [file for file in (run.measures_file, run.experiment) if file.exists()]
     when = datetime.fromtimestamp(dated[0].stat().st_mtime) if dated else datetime.now()
-    links = "".join(f'<a href="#{section.anchor}">{section.title}</a>' for section in sections)
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     return (
-        f'<p class="date">genview run · {when.day} {when:%B %Y, %H:%M}</p>'
+        f'<p class="date">genview {verb} · {when.day} {when:%B %Y, %H:%M}</p>'
         f"<h1>{html.escape(_name(run))}</h1>"
         f'<p class="lead">{lead}</p>'
-        f'<dl class="facts">{cells}</dl><nav aria-label="Sections">{links}</nav>'
+        f'<dl class="facts">{cells}</dl>{contents(sections)}'
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -25,6 +26,12 @@ class Section:
             f'<h2 id="{self.anchor}-title">{self.title}</h2>'
             f'<p class="reading">{self.reading}</p>{self.body}</section>'
         )
+
+
+def contents(sections: Sequence[Section]) -> str:
+    """Return links to sections, for the head of their page."""
+    links = "".join(f'<a href="#{section.anchor}">{section.title}</a>' for section in sections)
+    return f'<nav aria-label="Sections">{links}</nav>'
 
 
 def missing(verb: str, more: str = "") -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from genview.report.comparison import Design, Entry, Row, by_measure
 from genview.report.look import framed
-from genview.report.section import Section
+from genview.report.section import Section, contents
 from genview.report.tables import COLUMNS, PAIRED, cells
 
 
@@ -23,6 +23,7 @@ def study_page(design: Design, rows: Sequence[Row], drawing: bytes | None, out: 
         f'<p class="date">genview study</p><h1>{html.escape(out.resolve().name)}</h1>'
         f'<p class="lead">{done} of {len(design.entries)} runs are finished. Compared with '
         f"{html.escape(design.axes[design.axis])} = {html.escape(design.reference)}, in percent.</p>"
+        f"{contents(sections)}"
     )
     return framed(f"{out.resolve().name} · genview", header, sections)
 
@@ -30,23 +31,22 @@ def study_page(design: Design, rows: Sequence[Row], drawing: bytes | None, out: 
 def _figure(design: Design, drawing: bytes | None) -> Section:
     data = base64.b64encode(drawing or b"").decode()
     words = f"Differences to {design.reference} and their intervals; the tables below have the numbers."
-    picture = (
-        f'<img src="data:image/png;base64,{data}" alt="{html.escape(words)}" style="max-width:100%;height:auto">'
-    )
+    picture = f'<img class="forest" src="data:image/png;base64,{data}" alt="{html.escape(words)}">'
     reading = "Points of difference at equal seed. A hollow mark is a single seed, which has no interval."
-    return Section("differences", "Differences", reading, picture)
+    return Section("differences", "Differences", reading, f'<div class="scroll" tabindex="0">{picture}</div>')
 
 
 def _scores(design: Design, number: int, rows: Sequence[Row]) -> Section:
     lines = ([*map(html.escape, row.variants), *cells(row)] for row in rows)
-    body = _table([*design.axes, *COLUMNS], lines, len(design.axes))
+    body = _table([*design.axes, *COLUMNS], lines, len(design.axes), "variants")
     return Section(f"measure-{number}", html.escape(rows[0].title), PAIRED, body)
 
 
 def _runs(design: Design, out: Path) -> Section:
     lines = ([*map(html.escape, entry.variants), str(entry.seed), _state(entry, out)] for entry in design.entries)
     reading = "Each run has a page of its own, which its state leads to while this page lies in the study's folder."
-    return Section("runs", "Runs", reading, _table([*design.axes, "seed", "state"], lines, len(design.axes)))
+    body = _table([*design.axes, "seed", "state"], lines, len(design.axes), "variants states")
+    return Section("runs", "Runs", reading, body)
 
 
 def _state(entry: Entry, out: Path) -> str:
@@ -58,13 +58,12 @@ def _state(entry: Entry, out: Path) -> str:
     return "begun" if run.checkpoints.exists() or run.backbone.exists() else "not begun"
 
 
-def _table(heads: Sequence[str], lines: Iterable[Sequence[str]], names: int) -> str:
-    """Lay out lines of HTML, of which the first `names` cells say what the line is about."""
+def _table(heads: Sequence[str], lines: Iterable[Sequence[str]], names: int, kind: str) -> str:
+    """Lay out lines of HTML, of which the first `names` cells say what the line is about; `kind` is for the style."""
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
     rows = ""
     for line in lines:
         first = "".join(f'<th scope="row">{cell}</th>' for cell in line[:names])
         rows += f"<tr>{first}{''.join(f'<td>{cell}</td>' for cell in line[names:])}</tr>"
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    table = f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{table}</div>'
