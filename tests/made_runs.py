@@ -181,7 +181,7 @@ def add_measures(run: RunFolder, *, knn: float, linear: float) -> None:
         run.measure("train/images_per_second", 100.0 + step, step)
         run.measure("train/waiting", 0.25, step)
         run.measure("quality/weight_std", 0.2, step)
-    run.measure("online/knn/top1@k=20", 0.3, 50)
+    run.measure("online/knn/top1@k=20", 0.3, 50, "online-1")
     score(run, {"knn/top1@k=20": knn, "linear/top1": linear})
 
 

@@ -61,6 +61,7 @@ def test_scores_curves_and_settings_stand_side_by_side(two: list[RunFolder], tmp
     assert "<i>mine" in page.texts["settings"]
     assert "<b>" not in page.source.replace("<b>4", "").replace("<b>5", ""), "names are escaped"
     labels = [str(svg["aria-label"]) for svg in page.all("svg")]
+    assert "on held-out training images, protocol online-1" in page.texts["curves"]
     assert labels[0] == "Training loss, first & <b> 4 at step 100; second 4 at step 100"
     assert page.source.count("var(--run-0)") > page.source.count("--run-0:")
     assert "script-src" not in page.source

@@ -15,13 +15,13 @@ from genview.report import figures
 from genview.report.collect import Result, results, series, statuses
 from genview.report.look import framed
 from genview.report.section import Section, chart, contents, missing
-from genview.report.words import label, percent, points
+from genview.report.words import label, percent, points, with_protocols
 from genview.store import Measure, RunFolder, write_bytes
 
 CURVES = (
     ("train/loss", "Training loss", "losses with and without weights are not on one scale", False),
-    ("online/knn/", "kNN during training", "on a part of the images", True),
-    ("online/linear/", "Linear probe during training", "on a part of the images", True),
+    ("online/knn/", "kNN during training", "on held-out training images", True),
+    ("online/linear/", "Linear probe during training", "on held-out training images", True),
     ("train/feature_std", "Collapse monitor", "spread of features: 1 is even, 0 collapsed", False),
     ("train/rankme", "Effective rank", "of the features: how many directions they use", False),
     ("quality/weight_std", "Spread of weights", "0: all pairs count alike", False),
@@ -127,7 +127,8 @@ def _curves(names: Sequence[str], measures: Sequence[Sequence[Measure]]) -> Sect
                 for name, line in zip(names, lines, strict=True)
                 if line.steps.size
             )
-            drawn.append(chart(heading, text, figures.overlaid(lines, prefix, f"{heading}, {said}", percent=share)))
+            drawing = figures.overlaid(lines, prefix, f"{heading}, {said}", percent=share)
+            drawn.append(chart(heading, with_protocols(text, lines), drawing))
     if not drawn:
         return Section("curves", title, reading, missing("pretrain"))
     body = f'<p class="keyline">{legend}</p><div class="charts">{"".join(drawn)}</div>'

@@ -70,10 +70,11 @@ def final(run: RunFolder, backbone: str = "last") -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Series:
-    """Steps and values of one measure, equally long, in the order of steps."""
+    """Steps and values of one measure, equally long, in the order of steps; scores have a `protocol`."""
 
     steps: np.ndarray
     values: np.ndarray
+    protocol: str = ""
 
 
 def series(measures: Sequence[Measure], prefix: str) -> Series:
@@ -81,11 +82,11 @@ def series(measures: Sequence[Measure], prefix: str) -> Series:
 
     More than `MOST_POINTS` are averaged in equal runs of neighbours.
     """
-    name = next((m.name for m in measures if m.name.startswith(prefix)), None)
-    points = sorted((m.step, m.value) for m in measures if m.name == name and np.isfinite(m.value))
+    first = next((m for m in measures if m.name.startswith(prefix)), None)
+    points = sorted((m.step, m.value) for m in measures if first and m.name == first.name and np.isfinite(m.value))
     pieces = np.array_split(np.array(points, dtype=float).reshape(-1, 2), max(1, min(len(points), MOST_POINTS)))
     means = np.array([piece.mean(axis=0) for piece in pieces if len(piece)]).reshape(-1, 2)
-    return Series(means[:, 0], means[:, 1])
+    return Series(means[:, 0], means[:, 1], first.protocol if first else "")
 
 
 @dataclass(frozen=True)

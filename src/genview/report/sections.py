@@ -15,7 +15,7 @@ from genview.report.confusion import confusion
 from genview.report.pairs import gather
 from genview.report.section import Section, chart, missing
 from genview.report.space import space
-from genview.report.words import flat, label, left_out, level_name, percent, points
+from genview.report.words import flat, label, left_out, level_name, percent, points, with_protocols
 
 MOST_QUARANTINED = 50
 MOST_BARS = 10
@@ -185,7 +185,7 @@ def curves(material: Material) -> Section:
         legend += '<span><span class="swatch plain"></span> same budget without</span>'
     drawn = (
         _curve(material, "train/loss", "Training loss", "mean of weighted losses of pairs"),
-        _curve(material, "online/knn/", "kNN during training", "on a part of the images", share=True),
+        _curve(material, "online/knn/", "kNN during training", "on held-out training images", share=True),
         _curve(material, "train/feature_std", "Collapse monitor", "spread of features: 1 is even, 0 collapsed"),
     )
     body = f'<p class="keyline">{legend}</p><div class="charts">{"".join(drawn)}</div>'
@@ -200,7 +200,7 @@ def _curve(material: Material, prefix: str, title: str, text: str, *, share: boo
     said += f" to {own.values[-1]:.3g} at {own.steps[-1]:.0f}"
     if plain.steps.size:
         said += f"; without views and weights {plain.values[-1]:.3g} at {plain.steps[-1]:.0f}"
-    return chart(title, text, figures.curves(own, plain, prefix, said, percent=share))
+    return chart(title, with_protocols(text, (own, plain)), figures.curves(own, plain, prefix, said, percent=share))
 
 
 def quarantine(material: Material) -> Section:

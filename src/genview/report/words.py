@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from genview.noise import UNKNOWN
-from genview.report.collect import LeftOut, Result
+from genview.report.collect import LeftOut, Result, Series
 
 MOST_QUOTED = 3
 """Scores in the sentence that says how a run ended."""
@@ -77,3 +77,8 @@ def span(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def with_protocols(text: str, shown: Sequence[Series]) -> str:
+    """Add to what a chart shows the protocols of its scores, if they are scores."""
+    return ", ".join([text, *sorted({f"protocol {one.protocol}" for one in shown if one.protocol})])
