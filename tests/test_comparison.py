@@ -17,10 +17,19 @@ from PIL import Image
 
 from conftest import score
 from genview.report import Design, Entry, Row, write_study, write_tables
-from genview.report.comparison import Score, by_measure, compared, difference, scores
+from genview.report.comparison import (
+    Score,
+    by_measure,
+    compared,
+    difference,
+    half_width,
+    pooled,
+    scores,
+    seeds_for,
+)
 from genview.report.forest import _leading, _panel, forest
 from genview.report.study_page import study_page
-from genview.report.tables import cells, latex, markdown
+from genview.report.tables import cells, enough, latex, markdown
 from genview.store import RunFolder
 
 VALUES = {"base": (0.30, 0.32, 0.31), "more": (0.31, 0.34, 0.34), "odd & 100%_$x|y": (0.29,)}
@@ -73,6 +82,23 @@ def test_the_interval_is_that_of_textbooks(pairs: list[tuple[float, float]]) -> 
     assert found.mean == pytest.approx(statistics.fmean(gaps), abs=1e-12)
     assert found.count == len(gaps)
     assert found.half == pytest.approx(half, rel=2e-4, abs=1e-12)
+
+
+def test_deviations_are_pooled_by_their_degrees_of_freedom() -> None:
+    gaps = ([0.0, 0.02], [0.0, 0.01, 0.02, 0.03], [0.5])
+    found = [Row(("x",), "knn", 4, 4, 0.5, None, difference(row, [0.0] * len(row))) for row in gaps]
+    squares = (1 * statistics.variance(gaps[0]) + 3 * statistics.variance(gaps[1])) / 4
+    assert pooled([*found, rows()[0]]) == pytest.approx(squares**0.5)
+    assert pooled(found[2:]) is None
+    assert enough(found[2:]) == "", "one seed tells nothing of seeds"
+
+
+@pytest.mark.parametrize(("deviation", "seeds"), [(0.0, 2), (0.004, 3), (0.01, 7), (0.02, 18), (9.0, 1000)])
+def test_seeds_for_an_interval(deviation: float, seeds: int) -> None:
+    """As many as its width asks for, and no fewer: t(n − 1; 0.975) s ≤ 0.01 √n."""
+    assert seeds_for(deviation, 0.01) == seeds
+    if 2 < seeds < 1000:
+        assert half_width(deviation, seeds) <= 0.01 < half_width(deviation, seeds - 1)
 
 
 @given(st.lists(SHARES, min_size=2, max_size=5), st.floats(-0.5, 0.5), st.randoms())
@@ -151,6 +177,8 @@ def test_markdown_by_hand() -> None:
     assert lines[0] == r"# my\_study"
     assert lines[4:] == [
         "## linear/top1 (protocol linear-1)",
+        "",
+        "Differences deviate by 1.0 points from seed to seed; for an interval of ±1 point, 7 seeds.",
         "",
         "| views | seeds | mean ± deviation | difference | 95% interval |",
         "| --- | --- | --- | --- | --- |",

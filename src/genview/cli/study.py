@@ -60,12 +60,13 @@ def _show(grid: Grid, rows: list[Row], out: Path) -> None:
     from rich.table import Column, Table
 
     from genview.report.comparison import by_measure
-    from genview.report.tables import COLUMNS, cells
+    from genview.report.tables import COLUMNS, cells, enough
 
     console, groups = Console(highlight=False), by_measure(rows)
     for group in [group for group in groups if not group[0].measure.startswith("online/")] or groups:
         numbers = [Column(name, no_wrap=True) for name in COLUMNS]
         table = Table(*map(escape, grid.axes), *numbers, title=escape(group[0].title), title_justify="left")
+        table.caption, table.caption_justify = enough(group) or None, "left"
         for row in group:
             table.add_row(*map(escape, row.variants), *map(escape, cells(row)))
         console.print(table)

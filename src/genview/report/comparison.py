@@ -12,6 +12,8 @@ from genview.store import RunFolder, read_results
 
 LEVEL = 0.95
 """Confidence of the intervals."""
+MOST_SEEDS = 1000
+"""Beyond which it does not matter how many."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,22 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of `count` differences, in shares; `half` is half the interval's width (None: there is but one)."""
+    """A mean of `count` differences, in shares, and their sample deviation (None: there is but one)."""
 
     mean: float
-    half: float | None
+    deviation: float | None
     count: int
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval, by Student's t: t(n − 1; 0.975) · deviation / √n."""
+        return None if self.deviation is None else half_width(self.deviation, self.count)
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Lower and upper end."""
-        return None if self.half is None else (self.mean - self.half, self.mean + self.half)
+        half = self.half
+        return None if half is None else (self.mean - half, self.mean + half)
 
 
 @dataclass(frozen=True)
@@ -121,19 +129,35 @@ def by_measure(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Mean of paired differences and its interval by Student's t: t(n − 1; 0.975) · deviation / √n.
+    """Mean and deviation of paired differences.
 
     Raises:
         ValueError: there is no pair, or a value lacks its partner.
     """
+    gaps = [value - other for value, other in zip(values, reference, strict=True)]
+    return Difference(_mean(gaps), _deviation(gaps), len(gaps))
+
+
+def half_width(deviation: float, count: int) -> float:
+    """Return half the width of the interval for the mean of `count` values, at least two, with this deviation."""
     from scipy.special import stdtrit
 
-    gaps = [value - other for value, other in zip(values, reference, strict=True)]
-    mean = _mean(gaps)
-    if (deviation := _deviation(gaps)) is None:
-        return Difference(mean, None, len(gaps))
-    quantile = float(stdtrit(len(gaps) - 1, (1 + LEVEL) / 2))
-    return Difference(mean, quantile * deviation / math.sqrt(len(gaps)), len(gaps))
+    return float(stdtrit(count - 1, (1 + LEVEL) / 2)) * deviation / math.sqrt(count)
+
+
+def pooled(rows: Iterable[Row]) -> float | None:
+    """Return the deviation of the differences of all these rows as one: the root of their mean square, each by its
+    degrees of freedom. None where no row has two seeds.
+    """
+    found = [row.difference for row in rows if row.difference is not None]
+    parts = [(one.count - 1, one.deviation) for one in found if one.deviation is not None]
+    free = sum(count for count, _ in parts)
+    return math.sqrt(math.fsum(count * s**2 for count, s in parts) / free) if free else None
+
+
+def seeds_for(deviation: float, half: float) -> int:
+    """Return with how many seeds differences of this deviation have an interval of ± `half`, or the `MOST_SEEDS`."""
+    return next((n for n in range(2, MOST_SEEDS) if half_width(deviation, n) <= half), MOST_SEEDS)
 
 
 def _rank(kind: tuple[str, str]) -> bool:

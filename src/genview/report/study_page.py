@@ -10,7 +10,7 @@ from pathlib import Path
 from genview.report.comparison import Design, Entry, Row, by_measure
 from genview.report.look import framed
 from genview.report.section import Section, contents
-from genview.report.tables import COLUMNS, PAIRED, cells
+from genview.report.tables import COLUMNS, PAIRED, cells, enough
 
 
 def study_page(design: Design, rows: Sequence[Row], drawing: bytes | None, out: Path) -> str:
@@ -39,7 +39,7 @@ def _figure(design: Design, drawing: bytes | None) -> Section:
 def _scores(design: Design, number: int, rows: Sequence[Row]) -> Section:
     lines = ([*map(html.escape, row.variants), *cells(row)] for row in rows)
     body = _table([*design.axes, *COLUMNS], lines, len(design.axes), "variants")
-    return Section(f"measure-{number}", html.escape(rows[0].title), PAIRED, body)
+    return Section(f"measure-{number}", html.escape(rows[0].title), f"{PAIRED} {enough(rows)}", body)
 
 
 def _runs(design: Design, out: Path) -> Section:

@@ -6,7 +6,18 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
-from genview.report.comparison import LEVEL, Design, Difference, Entry, Row, Score, by_measure
+from genview.report.comparison import (
+    LEVEL,
+    MOST_SEEDS,
+    Design,
+    Difference,
+    Entry,
+    Row,
+    Score,
+    by_measure,
+    pooled,
+    seeds_for,
+)
 from genview.report.words import points
 
 COLUMNS = ("seeds", "mean ± deviation", "difference", f"{LEVEL:.0%} interval")
@@ -20,6 +31,21 @@ PAIRED = (
     "Differences are paired by seed, with the interval of Student's t; one seed gives none. "
     "Intervals are not corrected for their number."
 )
+
+POINT = 0.01
+
+
+def enough(rows: Sequence[Row]) -> str:
+    """Say how many seeds it would take to tell a difference of one point in a table; empty where no seeds can be
+    compared.
+    """
+    if (deviation := pooled(rows)) is None:
+        return ""
+    seeds = seeds_for(deviation, POINT)
+    said = f"{seeds} seeds" if seeds < MOST_SEEDS else f"{seeds} seeds or more"
+    return (
+        f"Differences deviate by {100 * deviation:.1f} points from seed to seed; for an interval of ±1 point, {said}."
+    )
 
 
 def results_csv(design: Design, found: Mapping[Entry, Mapping[str, Score]]) -> str:
@@ -44,7 +70,8 @@ def markdown(design: Design, rows: Iterable[Row], title: str) -> str:
     head = [*map(_marked, design.axes), *COLUMNS]
     parts = [f"# {_marked(title)}", "", f"Compared with {_marked(_reference(design))}, in percent. {PAIRED}"]
     for group in by_measure(rows):
-        parts += ["", f"## {_marked(group[0].title)}", "", _line(head), _line(["---"] * len(head))]
+        parts += ["", f"## {_marked(group[0].title)}", "", *_said(enough(group)), _line(head)]
+        parts += [_line(["---"] * len(head))]
         parts += [_line([*map(_marked, row.variants), *cells(row)]) for row in group]
     return "\n".join(parts) + "\n"
 
@@ -97,6 +124,11 @@ def _reference(design: Design) -> str:
 
 def _foot(protocol: str, columns: int) -> list[str]:
     return [rf"\multicolumn{{{columns}}}{{l}}{{Protocol {_escaped(protocol)}}} \\"] if protocol else []
+
+
+def _said(text: str) -> list[str]:
+    """A paragraph, if there is anything to say."""
+    return [text, ""] if text else []
 
 
 def _line(row: Sequence[str]) -> str:
