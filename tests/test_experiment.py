@@ -254,8 +254,18 @@ def test_the_study_of_a_start_varies_the_second_view_alone() -> None:
     for (name, seed), run in runs.items():
         first = runs["originals", seed]
         assert run.training == first.training
-        assert (run.generator is None, run.views) == (name != "generated", SAME.get(name))
+        made = name.startswith(("generated", "level"))
+        assert (run.generator is not None, run.views) == (made, SAME.get(name))
         assert run.pairs == replace(first.pairs, views=0.3 if "30" in name else 1.0)
+
+
+def test_the_study_of_late_views_varies_the_second_view_and_its_beginning() -> None:
+    runs = shipped_runs("study-late")
+    for (name, seed), run in runs.items():
+        first = runs["originals", seed]
+        assert run.training == first.training
+        assert (run.generator is not None, run.views) == (name.startswith("generated"), SAME.get(name[:10]))
+        assert run.pairs == replace(first.pairs, views=0.3, views_from=40 if name.endswith("late") else 0)
 
 
 def shipped_runs(name: str) -> dict[Any, Experiment]:

@@ -58,6 +58,18 @@ def test_views_is_the_probability_of_a_generated_view() -> None:
     assert 26 <= generated <= 74
 
 
+def test_before_an_epoch_pairs_are_those_of_the_originals_alone() -> None:
+    """To the bit: a training is the baseline's until then."""
+    source = Painted(20)
+    late = Pairs(source, replace(PLAIN, views_from=3), seed=0, find_view=black)
+    plain, always = Pairs(source, PLAIN, seed=0), Pairs(source, PLAIN, seed=0, find_view=black)
+    for epoch in range(5):
+        expected = always if epoch >= 3 else plain
+        for i in range(20):
+            views, wanted = late[epoch, i].views, expected[epoch, i].views
+            assert all(torch.equal(view, other) for view, other in zip(views, wanted, strict=True))
+
+
 def test_an_image_without_a_generated_view_gives_two_views_of_itself() -> None:
     pairs = Pairs(Painted(4), PLAIN, seed=0, find_view=painted())
     item = pairs[0, 0]

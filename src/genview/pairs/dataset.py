@@ -44,10 +44,10 @@ class PairSettings:
     """How pairs are made.
 
     `positives` views of full size are cut from each image: with the probability `views` (1 in the paper) one from
-    the image itself and the others from as many generated views, else all from the image. `crops` adds small ones,
-    each from the image or one of those generated views with equal chance. `flip` and `smallest_crop` replace the
-    recipe's numbers where the images call for it. A training set in which more than the share `missing` of images
-    has no generated view is refused.
+    the image itself and the others from as many generated views, else all from the image. Before the epoch
+    `views_from` (the first is 0) all are from the image. `crops` adds small ones, each from the image or one of those
+    generated views with equal chance. `flip` and `smallest_crop` replace the recipe's numbers where the images call
+    for it. A training set in which more than the share `missing` of images has no generated view is refused.
     """
 
     recipe: RecipeName = "moco_v2"
@@ -55,6 +55,7 @@ class PairSettings:
     positives: int = 2
     crops: Crops | None = None
     views: float = 1.0
+    views_from: int = 0
     flip: float | None = None
     smallest_crop: float | None = None
     missing: float = 0.05
@@ -179,7 +180,7 @@ class Pairs(Dataset[Item]):
         bad: tuple[tuple[str, str], ...] = ()
         try:
             chance = Random(seed)
-            found = self._found(key, seed, chance)
+            found = self._found(key, epoch, seed, chance)
             plan = self._plan([own, *(view.image for view in found)], chance)
             cuts = [self._cut(view.image, plan, place) for place, view in enumerate(found, start=1)]
         except UnreadableImage as reason:
@@ -199,8 +200,8 @@ class Pairs(Dataset[Item]):
             unreadable=bad,
         )
 
-    def _found(self, key: str, seed: int, chance: Random) -> Sequence[FoundView]:
-        if self.find_view is None or chance.random() >= self.settings.views:
+    def _found(self, key: str, epoch: int, seed: int, chance: Random) -> Sequence[FoundView]:
+        if self.find_view is None or epoch < self.settings.views_from or chance.random() >= self.settings.views:
             return ()
         return self.find_view(key, seed, self.settings.positives - 1)
 
