@@ -25,7 +25,7 @@ from genview.experiment import (
     parse,
     to_yaml,
 )
-from genview.experiment.cost import own_negatives
+from genview.experiment.cost import own_negatives, views_too_late
 from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettings
 from genview.methods import MoCoV2, SimSiam
@@ -284,3 +284,11 @@ def test_a_queue_that_holds_keys_of_the_image_itself_is_told() -> None:
     assert not list(own_negatives(MoCoV2(queue=200), 1000, 64))
     assert not list(own_negatives(MoCoV2(queue=64), 100, 64)), "a batch must fit into it"
     assert not list(own_negatives(SimSiam(), 10, 64))
+
+
+def test_views_that_would_begin_after_the_training_are_told() -> None:
+    short = {"training": {"length": "3 epochs", "batch": 64}, "generator": {"kind": "embedded"}}
+    (line,) = views_too_late(made(**short, pairs={"views_from": 3}), 1000)
+    assert "has 3 epochs and no epoch 3" in line
+    assert not list(views_too_late(made(**short, pairs={"views_from": 2}), 1000))
+    assert not list(views_too_late(made(**short | {"generator": None}, pairs={"views_from": 3}), 1000))

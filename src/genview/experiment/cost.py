@@ -57,6 +57,7 @@ def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
     weighted = experiment.quality is not None
     yield training_cost(experiment.method, experiment.training, experiment.pairs, images, weighted=weighted).text
     yield from own_negatives(experiment.method, images, experiment.training.batch)
+    yield from views_too_late(experiment, images)
     if experiment.baseline:
         yield "baseline: the same again, without weighing"
 
@@ -121,6 +122,17 @@ def own_negatives(method: Method, images: int, batch: int) -> Iterator[str]:
         yield (
             f"method.queue: among {method.queue:,} keys of {images:,} images, {own:.1f} are of the image itself and "
             f"taken for negatives all the same. Write method.queue: {fitting}"
+        )
+
+
+def views_too_late(experiment: Experiment, images: int) -> Iterator[str]:
+    """Yield a line if the training ends before the epoch from which pairs have a generated, or other, view."""
+    training, first = experiment.training, experiment.pairs.views_from
+    epochs = steps_of(training.length, images=images, batch=training.batch) / (images // training.batch)
+    if first >= epochs and (experiment.generator or experiment.views):
+        yield (
+            f"pairs.views_from: the training has {epochs:g} epochs and no epoch {first}, so all its pairs are of the "
+            "originals. Lower it, or lengthen training.length"
         )
 
 

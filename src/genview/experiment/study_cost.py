@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from genview.experiment.cost import own_negatives, training_cost, view_costs
+from genview.experiment.cost import own_negatives, training_cost, view_costs, views_too_late
 from genview.experiment.grid import Grid
 from genview.experiment.load import dump
 from genview.experiment.schema import Experiment, essential
@@ -41,6 +41,7 @@ def study_cost(grid: Grid) -> Iterator[str]:
         total += item.seconds * count
         yield f"{count} runs of {experiment.method.kind}, each\n  {item.text}"
         yield from own_negatives(experiment.method, images, experiment.training.batch)
+        yield from views_too_late(experiment, images)
     yield f"all: {span(total)} in one process, evaluation apart"
 
 
