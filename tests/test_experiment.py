@@ -268,6 +268,17 @@ def test_the_study_of_late_views_varies_the_second_view_and_its_beginning() -> N
         assert run.pairs == replace(first.pairs, views=0.3, views_from=40 if name.endswith("late") else 0)
 
 
+def test_the_study_of_what_views_keep_differs_in_that_from_the_study_of_a_start() -> None:
+    runs, before = shipped_runs("study-kept"), shipped_runs("study-start")
+    options = {"originals": None, "always kept": SameClassViews(), "kept 75 %": SameClassViews(kept=0.75)}
+    options |= {"kept 50 %": SameClassViews(kept=0.5), "4 draws": SameClassViews(draws=4)}
+    options |= {"1 draw": SameClassViews(draws=1)}
+    assert {name: run.views for (name, _), run in runs.items()} == options
+    for (_, seed), run in runs.items():
+        other = before["same class, 30 %", seed]
+        assert (run.generator, run.pairs, run.training) == (other.generator, other.pairs, other.training)
+
+
 def shipped_runs(name: str) -> dict[Any, Experiment]:
     """Experiments of a shipped study by its variants and seed."""
     runs = load_study(ROOT / "experiments" / f"{name}.yaml").runs

@@ -91,8 +91,10 @@ def _views(experiment: Experiment) -> str:
     match experiment.views:
         case ExternalViews(use=use):
             return f"another collection ({use})"
-        case SameClassViews():
+        case SameClassViews(kept=1):
             return "other images of the same class, by their labels"
+        case SameClassViews(kept=kept):
+            return f"other images, {kept:.0%} of them of the same class, by their labels"
     if experiment.generator is None:
         return "none generated"
     kind, weights = experiment.generator.kind, experiment.generator.weights

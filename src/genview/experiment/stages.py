@@ -149,7 +149,7 @@ class Stages:
             return Pairs(source, experiment.pairs, experiment.seed, self._find_view(usable, left, tell), usable)
         if isinstance(views, SameClassViews):
             claim(self.run.external, {"views": dump(views)})
-            return Pairs(source, experiment.pairs, experiment.seed, Classmates(source, usable).find, usable)
+            return Pairs(source, experiment.pairs, experiment.seed, Classmates(source, usable, views).find, usable)
         external = views.build(self.index and self.index / "external", self.tell)
         identity = {"views": dump(views), "images": dump(experiment)["images"], "found": len(external)}
         external, _ = self._held(external, left, tell, " external")
