@@ -27,7 +27,7 @@ lint: .venv/installed-dev
 	$(MAKE) --no-print-directory docs
 
 docs: .venv/installed-dev  ## the site, into build/site; a link that leads nowhere is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .

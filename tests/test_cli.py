@@ -189,6 +189,12 @@ def test_help_names_every_verb_and_imports_no_torch() -> None:
         (["run", "TINY", "--launcher", "index"], "give --launcher index to `genview analyse` and `genview generate`"),
         (["analyse", "TINY", "--launcher", "index"], "neither a SLURM array, srun nor torchrun"),
         (["import", "TINY", "--from", "ROOT/imagges"], "Did you mean 'images'"),
+        (["run", "experiments/study-digits.yaml"], "is no experiment but a file for `genview study`"),
+        (["pretrain", "experiments/evaluate-resnet50.yaml"], "is no experiment but a file for `genview evaluate`"),
+        (["run", "experiments/fit-natural.yaml"], "is no experiment but a file for `genview fit-generator`"),
+        (["study", "TINY"], "is no study, as it has no vary. A single experiment is for `genview run`"),
+        (["fit-generator", "TINY"], "it is a file for `genview run`"),
+        (["run", "TINY", "--set", "method={kind: simsiam"], "this is no YAML"),
     ],
 )
 def test_faults_are_one_paragraph_and_exit_code_2(

@@ -21,11 +21,10 @@ from genview.experiment import (
     Experiment,
     FitExperiment,
     LoraExperiment,
-    is_examination,
-    is_study,
     load,
     load_study,
     read_yaml,
+    verb_of,
 )
 from genview.generators import GeneratorSettings
 from genview.images import ImageSettings
@@ -83,7 +82,7 @@ def test_experiments_are_experiments(text: str, tmp_path: Path) -> None:
         pytest.skip("a study: see test_study_grid.py")
     file = tmp_path / "experiment.yaml"
     file.write_text(yaml.safe_dump({"images": {"kind": "folder", "root": "PHOTOS"}, **content}))
-    assert load(Examination if is_examination(file) else Experiment, file, [])
+    assert load(Examination if verb_of(file) == "evaluate" else Experiment, file, [])
 
 
 @pytest.mark.parametrize("line", commands())
@@ -105,11 +104,11 @@ def test_what_commands_set_can_be_set(line: str, tmp_path: Path) -> None:
     if place == "FILE":
         file = tmp_path / "experiment.yaml"
         file.write_text("images: {kind: folder, root: PHOTOS}\ngenerator: {kind: unclip}")
-    if is_study(file):
+    if verb_of(file) == "study":
         assert load_study(file, sets)
         return
     other = LoraExperiment if "lora" in read_yaml(file) else FitExperiment if verb == "fit-generator" else Experiment
-    assert load(Examination if is_examination(file) else other, file, sets)
+    assert load(Examination if verb_of(file) == "evaluate" else other, file, sets)
 
 
 def test_settings_of_every_kind_are_on_the_pages_about_python() -> None:

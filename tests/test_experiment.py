@@ -153,7 +153,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text("images: {kind: digits}")
     with pytest.raises(UserError, match=r"tiny\.yaml"):
         load(Experiment, tmp_path / "tinny.yaml")
-    for text, message in (("a: [", "no YAML file"), ("just words", "holds no experiment")):
+    for text, message in (
+        ("a: [", "no YAML file"),
+        ("just words", "holds no experiment"),
+        ("pairs: {size: 32}\nseed: 1\npairs: {views: 0.5}", "'pairs' is given twice in .*line 3"),
+        ("pairs: {size: 32, views: 1, size: 64}", "'size' is given twice"),
+    ):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
             load(Experiment, tmp_path / "bad.yaml")

@@ -130,6 +130,32 @@ def test_the_table_can_be_had_of_what_is_there(
     assert not (out / "runs" / "adaptive-quality" / "seed-1" / "backbone.safetensors").exists(), "nothing is trained"
 
 
+def everything(out: Path) -> dict[str, bytes]:
+    """What a study has written apart from its runs."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("option", [["--table"], []])
+def test_scores_are_never_shown_under_names_of_other_settings(
+    option: list[str], finished: Path, file: Path, tmp_path: Path, said: Callable[..., Any]
+) -> None:
+    out = copied(finished, tmp_path)
+    before = everything(out)
+    swapped = "vary={views: {new: {}, baseline: {}, adaptive + quality: {generator: null, quality: null}}}"
+    done = said("study", file, "--out", out, "--set", swapped, *option)
+    assert done.returncode == 2
+    assert "holds another experiment (" in " ".join(done.stderr.split())
+    assert everything(out) == before
+    assert not (out / "runs" / "new").exists()
+
+
+def test_a_folder_without_runs_has_no_table(file: Path, tmp_path: Path, said: Callable[..., Any]) -> None:
+    done = said("study", file, "--out", tmp_path / "mistyped", "--table")
+    assert done.returncode == 2
+    assert "holds no runs of a study" in " ".join(done.stderr.split())
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_without_evaluations_the_scores_of_held_out_training_images_are_compared(
     file: Path, tmp_path: Path, said: Callable[..., Any]
 ) -> None:

@@ -80,6 +80,27 @@ def test_all_variants_come_with_the_first_seed_before_the_next(file: Path) -> No
     assert not any(run.experiment.baseline for run in found.runs)
 
 
+def test_names_are_taken_as_they_are_written(file: Path) -> None:
+    """Numbers, blanks, and letters of any script, where things are varied and where they are compared."""
+    varied: dict[Any, Any] = {"gamma": {0.5: {}, "без  весов": {"quality": None}, "für": None, "fär": None}}
+    found = grid(file, vary=varied, compare={"gamma": 0.5})
+    assert found.design(Path()).reference == "0.5"
+    assert [run.folder.parent for run in found.runs[:4]] == [
+        Path("runs", name) for name in ("0-5", "без-весов", "für", "fär")
+    ]
+    assert grid(file, vary=varied, compare={"gamma": "без   весов"}).design(Path()).reference == "без весов"
+
+
+def test_views_are_made_with_the_seed_of_the_experiment_whatever_seeds_there_are(file: Path) -> None:
+    runs = [
+        Runs(load_study(file, sets), Path())
+        for sets in (["seeds=[0, 1]"], ["seeds=[1, 0, 5]"], ["experiment.seed=7"])
+    ]
+    makings = [found.making(1) for found in runs]
+    assert makings[0] == makings[1] != makings[2]
+    assert [making and making.seed for making in makings] == [0, 0, 7]
+
+
 def test_mappings_merge_and_another_kind_replaces_the_whole() -> None:
     base = {
         "method": {"kind": "simsiam", "projection": 8},
@@ -114,8 +135,15 @@ def test_mappings_merge_and_another_kind_replaces_the_whole() -> None:
         ({"vary": {"views": {"a b": {}, "baseline": {}, "a/b": {}}}}, "'a b' and 'a/b' would share the folder a-b"),
         ({"vary": {"views": {"A": {}, "a": {}}}, "compare": {"views": "a"}}, "would share the folder a"),
         ({"vary": {"views": {"baseline": {}, "../..": {}}}}, "has neither letter nor digit"),
-        ({"vary": {"views": {"baseline": {}, "a" * 99: {}}}}, "is longer than 80 letters"),
-        ({"vary": {"views": ["baseline"]}}, "vary.views: .*dictionary"),
+        ({"vary": {"views": {"baseline": {}, "a" * 99: {}}}}, "is longer than 80 bytes"),
+        ({"vary": {"views": {"baseline": {}, "ж" * 50: {}}}}, "is longer than 80 bytes"),
+        ({"vary": {"views": ["baseline"]}}, "vary needs axes with named variants"),
+        ({"vary": {"views": {"baseline": {}, "a b": {}, "a  b": {}}}}, r"vary\.views: 'a b' is given twice"),
+        ({"vary": {"views": {"baseline": {}, "0.5": {}, 0.5: {}}}}, r"vary\.views: '0\.5' is given twice"),
+        ({"vary": {"views": {True: {}}}}, r"vary\.views: YAML reads this name as True\. Put it in quotes"),
+        ({"vary": {"views": {"baseline": 3}}}, r"vary\.views\.baseline: .*dictionary"),
+        ({"compare": None}, "compare names one axis and one variant"),
+        ({"seeds": 3}, r"seeds is to be a list, as in \[0, 1, 2\]; given: 3"),
         ({"compared": {}}, "does not describe a study:\n.*compared: unknown key. Did you mean 'compare'"),
         ({"experiment": "bse.yaml"}, "There is no experiment file .*Did you mean .*base.yaml"),
     ],

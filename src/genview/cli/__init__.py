@@ -131,10 +131,10 @@ def evaluate(file: File, out: Out, sets: Set = NO_SETS) -> None:
 
     FILE is an experiment, or one with a backbone of yours or of timm's like experiments/evaluate-resnet50.yaml.
     """
-    from genview.experiment import is_examination
+    from genview.experiment import verb_of
     from genview.store import RunFolder
 
-    if is_examination(file):
+    if verb_of(file) == "evaluate":
         do_examine(file, out, sets)
     else:
         _stage("evaluate", file, out, sets)
@@ -197,20 +197,21 @@ def check(file: File, sets: Set = NO_SETS) -> None:
     """Print the whole resolved experiment and what it will cost; FILE is whatever run, study, evaluate or
     fit-generator take.
     """
-    from genview.experiment import Stages, cost, is_examination, is_study, planned, to_yaml
+    from genview.experiment import Stages, cost, planned, to_yaml, verb_of
     from genview.store import RunFolder
 
-    if _is_fit(file):
+    verb = "fit-generator" if file.is_dir() else verb_of(file)
+    if verb == "fit-generator":
         with TemporaryDirectory() as nowhere:
             fitting = _load_fit(file, sets, Path(nowhere))
             typer.echo(to_yaml(fitting))
             for line in planned(fitting, Path(nowhere)):
                 typer.echo(line)
         return
-    if is_study(file):
+    if verb == "study":
         check_study(file, sets)
         return
-    if is_examination(file):
+    if verb == "evaluate":
         check_examination(file, sets)
         return
     experiment = _load(file, sets)
@@ -231,22 +232,19 @@ def watch(
 
 
 def _load(file: Path, sets: list[str]) -> Experiment:
-    from genview.experiment import Experiment, load
+    from genview.experiment import Experiment, load, verb_of
 
+    if (verb := verb_of(file)) != "run":
+        raise UserError(f"{file} is no experiment but a file for `genview {verb}`.")
     return load(Experiment, file, sets)
 
 
-def _is_fit(file: Path) -> bool:
-    """Whether this is for fit-generator: a folder of images, or a file that says how to fit."""
-    from genview.experiment import read_yaml
-
-    return file.is_dir() or not {"fit", "lora"}.isdisjoint(read_yaml(file))
-
-
 def _load_fit(file: Path, sets: list[str], out: Path, tell: Callable[..., None] = lambda *_: None) -> Fitting:
-    from genview.experiment import FitExperiment, LoraExperiment, for_folder, load, read_yaml
+    from genview.experiment import FitExperiment, LoraExperiment, for_folder, load, read_yaml, verb_of
 
     if not file.is_dir():
+        if (verb := verb_of(file)) != "fit-generator":
+            raise UserError(f"{file} says nothing of how to fit a generator; it is a file for `genview {verb}`.")
         lora = "lora" in read_yaml(file)
         return load(LoraExperiment, file, sets) if lora else load(FitExperiment, file, sets)
     experiment, chosen = for_folder(file, out, sets, tell)

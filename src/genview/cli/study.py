@@ -20,9 +20,10 @@ def do_study(file: Path, out: Path, sets: list[str], launcher: Launcher | None) 
     """Do the runs of a study and show its table; without a launcher, show the table of what is there.
 
     Raises:
-        UserError: see `run_study`; the table is shown all the same.
+        UserError: the folder holds runs of other settings, or none where only their table is wanted. Or see
+            `run_study`; then the table is shown all the same.
     """
-    from genview.experiment import load_study, run_study
+    from genview.experiment import load_study, refuse_others, run_study
     from genview.report import write_study
 
     if TOGETHER:
@@ -31,7 +32,10 @@ def do_study(file: Path, out: Path, sets: list[str], launcher: Launcher | None) 
             "Give --launcher local, or start several processes with this command, by SLURM with --launcher index."
         )
     grid = load_study(file, sets)
+    refuse_others(grid, out)
     if launcher is None:
+        if not (out / "runs").is_dir():
+            raise UserError(f"{out} holds no runs of a study. Name the right --out, or leave --table out.")
         _show(grid, write_study(grid.design(out), out), out)
         return
     try:

@@ -17,7 +17,7 @@ from genview.encoders import Backbone
 from genview.encoders.given import GivenBackbone
 from genview.errors import UserError
 from genview.evaluation import Evaluation, Knn, Linear, Reading, Subject, judge, name_of, portray
-from genview.experiment.load import dump, read_yaml, to_yaml
+from genview.experiment.load import dump, to_yaml
 from genview.experiment.roles import Roles, built, roles_of
 from genview.images import ImageSettings
 from genview.images.source import silent
@@ -71,11 +71,6 @@ class Examination:
             UserError: see `GivenBackbone.load`.
         """
         return self.backbone.load(say).to(self.on)
-
-
-def is_examination(file: Path) -> bool:
-    """Whether a YAML file is for a backbone that was pretrained elsewhere."""
-    return "backbone" in read_yaml(file)
 
 
 def examine(examination: Examination, out: Path, tell: Tell) -> RunFolder:

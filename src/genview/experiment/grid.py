@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from genview.store import RunFolder
 
 Overrides = dict[str, Any]
 LONGEST = 80
-"""Letters in the name of a variant's folder."""
+"""Bytes in the name of a variant's folder."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Study:
 
     `experiment` is what all runs have in common. `vary` has a mapping for each axis, from the names of its variants
     to what each of them lays over the experiment; every combination is run with every one of `seeds`. `compare` names
-    an axis and the variant of it that the others are compared with, at equal seed and equal other axes.
+    an axis and the variant of it that the others are compared with, at equal seed and equal other axes. Views are
+    made with the experiment's own seed, whatever `seeds` are.
     """
 
     experiment: dict[str, Any]
@@ -65,16 +67,16 @@ class Grid:
         """Names of the axes."""
         return tuple(self.study.vary)
 
+    @property
+    def seed_of_views(self) -> int:
+        """The experiment's own seed, with which analysis and views are made for all runs."""
+        return int(self.study.experiment.get("seed", 0))
+
     def design(self, out: Path) -> Design:
         """Return what the report needs to know of a study in the folder `out`."""
         ((axis, reference),) = self.study.compare.items()
         entries = [Entry(run.variants, run.experiment.seed, RunFolder(out / run.folder)) for run in self.runs]
         return Design(self.axes, tuple(entries), self.axes.index(axis), reference)
-
-
-def is_study(file: Path) -> bool:
-    """Whether a YAML file describes a study and not a single experiment."""
-    return "vary" in read_yaml(file)
 
 
 def load_study(file: Path, overrides: Sequence[str] = ()) -> Grid:
@@ -87,7 +89,7 @@ def load_study(file: Path, overrides: Sequence[str] = ()) -> Grid:
     if isinstance(content.get("experiment"), str):
         content["experiment"] = read_yaml(file.parent / content["experiment"])
     content = overridden(content, overrides)
-    study = parse(Study, {**content, "vary": _named(content.get("vary"))}, str(file), "a study")
+    study = parse(Study, _legible(content, str(file)), str(file), "a study")
     _check(study, str(file))
     return Grid(study, tuple(_runs(study, str(file))))
 
@@ -128,21 +130,51 @@ def _runs(study: Study, where: str) -> Iterator[GridRun]:
             yield GridRun(variants, seeded, Path("runs", *folders, f"seed-{seed}"))
 
 
-def _named(vary: Any) -> Any:
-    """Take numbers for names (gamma: {0.5: …}), blanks in names for one space, and nothing for no override."""
-    if not isinstance(vary, dict):
-        return vary
+def _legible(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the content with names as texts.
 
-    def name(key: Any) -> Any:
-        number = isinstance(key, (int, float)) and not isinstance(key, bool)
-        return " ".join(str(key).split()) if number or isinstance(key, str) else key
+    Raises:
+        UserError: what stands in the place of names is none, or not where names belong.
+    """
+    if "vary" not in content:
+        raise UserError(f"{where} is no study, as it has no vary. A single experiment is for `genview run`.")
+    vary, compare = content["vary"], content.get("compare")
+    if not isinstance(vary, dict) or not all(isinstance(variants, dict) for variants in vary.values()):
+        raise UserError(f"{where}: vary needs axes with named variants, as in {{views: {{baseline: …, mine: …}}}}.")
+    if not isinstance(compare, dict):
+        raise UserError(f"{where}: compare names one axis and one variant of it, as in {{views: baseline}}.")
+    if not isinstance(content.get("seeds", []), list):
+        raise UserError(f"{where}: seeds is to be a list, as in [0, 1, 2]; given: {content['seeds']}.")
+    axes = {axis: _named(variants, f"{where}: vary.{axis}") for axis, variants in vary.items()}
+    laid = {axis: {name: {} if over is None else over for name, over in axes[axis].items()} for axis in axes}
+    named = {axis: _name(variant, f"{where}: compare") for axis, variant in compare.items()}
+    return {**content, "vary": _named(laid, f"{where}: vary"), "compare": _named(named, f"{where}: compare")}
 
-    return {
-        name(axis): {name(key): over if over is not None else {} for key, over in variants.items()}
-        if isinstance(variants, dict)
-        else variants
-        for axis, variants in vary.items()
-    }
+
+def _named(mapping: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Return a mapping with its keys as names.
+
+    Raises:
+        UserError: two of them are one name, or see `_name`.
+    """
+    named: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = _name(key, where)
+        if name in named:
+            raise UserError(f"{where}: '{name}' is given twice.")
+        named[name] = value
+    return named
+
+
+def _name(key: object, where: str) -> str:
+    """Take numbers for names (gamma: {0.5: …}), and blanks in names for one space.
+
+    Raises:
+        UserError: it is neither text nor a number.
+    """
+    if isinstance(key, bool) or not isinstance(key, int | float | str):
+        raise UserError(f"{where}: YAML reads this name as {key}. Put it in quotes.")
+    return " ".join(str(key).split())
 
 
 def _folders(axis: str, variants: Mapping[str, object]) -> dict[str, str]:
@@ -154,11 +186,11 @@ def _folders(axis: str, variants: Mapping[str, object]) -> dict[str, str]:
     folders: dict[str, str] = {}
     taken: dict[str, str] = {}
     for name in variants:
-        folder = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
-        if not folder or len(folder) > LONGEST:
-            wrong = f"is longer than {LONGEST} letters" if folder else "has neither letter nor digit"
+        folder = re.sub(r"\W+", "-", unicodedata.normalize("NFC", name)).strip("-")
+        if not folder or len(folder.encode()) > LONGEST:
+            wrong = f"is longer than {LONGEST} bytes" if folder else "has neither letter nor digit"
             raise UserError(f"vary.{axis}: '{name}' names a folder and {wrong}. Choose another name.")
-        if (other := taken.setdefault(folder.lower(), name)) != name:
+        if (other := taken.setdefault(folder.casefold(), name)) != name:
             raise UserError(f"vary.{axis}: '{other}' and '{name}' would share the folder {folder}. Rename one.")
         folders[name] = folder
     return folders

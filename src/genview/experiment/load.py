@@ -15,6 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from genview.errors import UserError, nearest
 
 T = TypeVar("T")
+VERBS = {"vary": "study", "backbone": "evaluate", "fit": "fit-generator", "lora": "fit-generator"}
+"""The verb that a file is for which has this key; any other is for `run` and its stages."""
 
 
 def load(kind: type[T], file: Path, overrides: Sequence[str] = ()) -> T:
@@ -26,10 +28,27 @@ def load(kind: type[T], file: Path, overrides: Sequence[str] = ()) -> T:
     return parse(kind, overridden(read_yaml(file), overrides), str(file))
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        known = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            if name in known and key.value != "<<":
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
+            known.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a mapping from a YAML file."""
+    """Read a mapping from a YAML file.
+
+    Raises:
+        UserError: it is missing, or no YAML, or gives a key twice.
+    """
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(), _OnceLoader)
     except FileNotFoundError:
         siblings = [str(p) for p in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
         raise UserError(f"There is no experiment file {file}.{nearest(str(file), siblings)}") from None
@@ -38,6 +57,16 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no experiment: it should be a mapping with keys such as images and method.")
     return content
+
+
+def verb_of(file: Path) -> str:
+    """Return the verb that an experiment file is for.
+
+    Raises:
+        UserError: see `read_yaml`.
+    """
+    content = read_yaml(file)
+    return next((verb for key, verb in VERBS.items() if key in content), "run")
 
 
 def overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -53,7 +82,10 @@ def overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise UserError(f"--set {text}: '{name}' holds a single value and has nothing named '{last}' in it.")
-        place[last] = yaml.safe_load(value)
+        try:
+            place[last] = yaml.load(value, _OnceLoader)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: this is no YAML: {' '.join(str(error).split())}") from error
     return content
 
 

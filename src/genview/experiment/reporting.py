@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genview.errors import UserError
-from genview.experiment.examine import is_examination
-from genview.experiment.load import load, read_yaml
+from genview.experiment.load import load, read_yaml, verb_of
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
 from genview.images import ImageSource
@@ -46,6 +45,11 @@ def _settings(folder: Path) -> dict[str, Any]:
             f"{folder} is a file: `genview report` takes the folders of runs, which hold their experiments "
             "themselves, as in genview report runs/mine."
         )
+    if (folder / "study.yaml").exists() and not RunFolder(folder).experiment.exists():
+        raise UserError(
+            f"{folder} is the folder of a study, whose page is {folder / 'report.html'}: `genview study FILE --out "
+            f"{folder} --table` writes it anew. The folders of its runs are below {folder / 'runs'}."
+        )
     if not RunFolder(folder).experiment.exists():
         what = "holds no experiment.yaml, so it is no run folder" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {what}. Give the folder that was --out of `genview run`.")
@@ -62,7 +66,7 @@ def _source(run: RunFolder, tell: Tell, say: Callable[[str], None]) -> ImageSour
 
     A backbone that was pretrained elsewhere has none.
     """
-    if is_examination(run.experiment):
+    if verb_of(run.experiment) == "evaluate":
         return None
     try:
         experiment = load(Experiment, run.experiment)

@@ -33,6 +33,26 @@ from genview.training.duration import bytes_of
 from genview.training.pretrain import Tell, make_fabric
 
 
+def refuse_another(experiment: Experiment, run: RunFolder) -> None:
+    """Check that a folder can take an experiment; nothing is written.
+
+    Raises:
+        UserError: it holds another experiment; the message shows what differs. Or views are to come from a generator
+            and from elsewhere.
+    """
+    if experiment.views is not None and experiment.generator is not None:
+        raise UserError("generator and views are two answers to one question: set generator: null to compare.")
+    if not run.experiment.exists() or not run.begun:
+        return
+    # by way of the schema: an option that is newer than the run has its default
+    found, wanted = essential(dump(load(Experiment, run.experiment))), essential(dump(experiment))
+    if found != wanted:
+        raise UserError(
+            f"{run.root} holds another experiment ({'; '.join(differences(found, wanted))}). "
+            "Choose another --out, or put the settings back to continue that one."
+        )
+
+
 @dataclass(frozen=True)
 class Stages:
     """One experiment in one run folder."""
@@ -58,20 +78,10 @@ class Stages:
         """Bind an experiment to its folder; `tell` is told the progress of looking for images.
 
         Raises:
-            UserError: the folder holds another experiment; the message shows what differs. Or views are to come
-                from a generator and from elsewhere.
+            UserError: see `refuse_another`.
         """
-        if experiment.views is not None and experiment.generator is not None:
-            raise UserError("generator and views are two answers to one question: set generator: null to compare.")
         run = RunFolder(out)
-        if run.experiment.exists() and run.begun:
-            # by way of the schema: an option that is newer than the run has its default
-            found, wanted = essential(dump(load(Experiment, run.experiment))), essential(dump(experiment))
-            if found != wanted:
-                raise UserError(
-                    f"{out} holds another experiment ({'; '.join(differences(found, wanted))}). "
-                    "Choose another --out, or put the settings back to continue that one."
-                )
+        refuse_another(experiment, run)
         write_bytes(run.experiment, to_yaml(experiment).encode())
         return Stages(experiment, run, index=out / "index", tell=tell, wanted_device=experiment.training.device)
 

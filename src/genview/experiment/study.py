@@ -15,7 +15,7 @@ from genview.experiment.grid import Grid, GridRun
 from genview.experiment.load import to_yaml
 from genview.experiment.schema import Experiment
 from genview.experiment.sharing import Shared, making_of
-from genview.experiment.stages import Stages
+from genview.experiment.stages import Stages, refuse_another
 from genview.experiment.study_progress import telling_steps
 from genview.images.source import silent
 from genview.launch import Here, Indexed, Launcher, launch
@@ -66,7 +66,7 @@ class Runs:
 
     def making(self, number: int) -> Experiment | None:
         """Return what makes the views of a run, None where it has none."""
-        return making_of(self.grid.runs[number].experiment, self.grid.study.seeds[0])
+        return making_of(self.grid.runs[number].experiment, self.grid.seed_of_views)
 
     def do(self, device: str, number: int) -> None:
         """Do a run on a device, continuing where it stopped, and bring the table up to date."""
@@ -120,6 +120,16 @@ class Runs:
         return RunFolder(self.out / self.grid.runs[number].folder)
 
 
+def refuse_others(grid: Grid, out: Path) -> None:
+    """Check that the folder of a study holds no run of other settings; nothing is written.
+
+    Raises:
+        UserError: it holds one; the message shows what differs.
+    """
+    for run in grid.runs:
+        refuse_another(run.experiment, RunFolder(out / run.folder))
+
+
 def run_study(grid: Grid, out: Path, launcher: Launcher, tell: Tell) -> None:
     """Do the runs that are not finished, each on one device, and write table and figure.
 
@@ -132,6 +142,7 @@ def run_study(grid: Grid, out: Path, launcher: Launcher, tell: Tell) -> None:
     """
     launcher = Indexed(0, 1) if isinstance(launcher, Here) else launcher
     runs = Runs(grid, out, tell if isinstance(launcher, Indexed) else silent)
+    refuse_others(grid, out)
     stages = [runs.opened(run) for run in grid.runs]
     write_bytes(out / "study.yaml", to_yaml(grid.study).encode())
     left = [n for n in range(len(grid.runs)) if not runs.finished(n)]

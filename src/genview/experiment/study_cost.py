@@ -49,7 +49,7 @@ def _makings(grid: Grid) -> list[tuple[Experiment, int]]:
     """Return what makes each set of views, and for how many runs."""
     known: dict[Path, list[Experiment]] = {}
     for run in grid.runs:
-        if (making := making_of(run.experiment, grid.study.seeds[0])) is not None:
+        if (making := making_of(run.experiment, grid.seed_of_views)) is not None:
             known.setdefault(Shared(Path()).views(making).root, []).append(making)
     return [(makings[0], len(makings)) for makings in known.values()]
 
