@@ -102,10 +102,14 @@ def test_what_is_no_run_is_refused_in_a_sentence(tmp_path: Path, said: Callable[
     (tmp_path / "run.yaml").write_text(EXPERIMENT)
     (tmp_path / "fit").mkdir()
     (tmp_path / "fit" / "experiment.yaml").write_text("fit: {}\nimages: {}\n")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.yaml").touch()
     for words, message in (
         (["run.yaml"], "is a file: `genview report` takes the folders of runs"),
         (["absent"], "does not exist. Give the folder that was --out"),
         (["."], "holds no experiment.yaml, so it is no run folder"),
+        (["study"], f"whose page is {tmp_path / 'study' / 'report.html'}: `genview study FILE"),
+        (["study", "study"], f"The folders of its runs are below {tmp_path / 'study' / 'runs'}."),
         (["fit", "fit"], "trains a generator and has no scores to compare"),
     ):
         done = said("report", *(tmp_path / word for word in words))

@@ -27,7 +27,7 @@ from genview.report.comparison import (
     scores,
     seeds_for,
 )
-from genview.report.forest import _leading, _panel, forest
+from genview.report.forest import forest
 from genview.report.study_page import study_page
 from genview.report.tables import cells, enough, latex, markdown
 from genview.store import RunFolder
@@ -197,13 +197,25 @@ def test_latex_by_hand() -> None:
         r"\hline",
         r"base & 3/3 & $31.0 \pm 1.0$ &  &  \\",
         r"more & 3/3 & $33.0 \pm 1.7$ & $+2.0$ & $[-0.5, +4.5]$ \\",
-        r"odd \& 100\%\_\$x|y & 1/3 & $29.0$ & $-1.0$ &  \\",
+        r"odd \& 100\%\_\$x\textbar{}y & 1/3 & $29.0$ & $-1.0$ &  \\",
         r"\hline",
         r"\multicolumn{5}{l}{Protocol linear-1} \\",
         r"\end{tabular}",
     ]
     odd = [Row(("x",), "linear_augmented/top1", 1, 1, 0.5, None, None, "linear_augmented-1")]
     assert r"{Protocol linear\_augmented-1} \\" in latex(design(), odd)
+
+
+def test_latex_takes_no_name_for_an_option_of_the_row_before() -> None:
+    """A row ends in two backslashes, which would take a star or a bracket that comes next for their own."""
+    found = [Row((name, "[x]"), "knn", 1, 1, 0.5, None, None) for name in ("[a]", "*", "<b>")]
+    lines = latex(Design(("one", "other"), (), 0, "[a]"), found).splitlines()
+    assert [line.partition(" & ")[0] for line in lines if "50.0" in line] == [
+        "{}[a]",
+        "{}*",
+        r"\textless{}b\textgreater{}",
+    ]
+    assert sum(r" & [x] & 1/1 & $50.0$ &  &  \\" in line for line in lines) == 3, "inside a row there is no danger"
 
 
 def test_a_score_whose_protocol_was_not_recorded_names_none() -> None:
@@ -246,25 +258,10 @@ def test_a_table_of_nothing_says_so_and_has_no_figure(tmp_path: Path) -> None:
     assert forest(plan, rows()[:1]) is None, "the reference alone has nothing to be compared with"
 
 
-def test_the_figure_has_the_first_measure_of_each_evaluation_first() -> None:
-    names = ["knn/top1@k=10", "knn/top1@k=20", "knn/top1@k=10, best", "linear/top1", "linear/sgd-top1", "online/a"]
-    groups = [[Row(("x",), name, 1, 1, 0.5, None, None)] for name in names]
-    assert [group[0].measure for group in _leading(groups)] == [
-        "knn/top1@k=10",
-        "linear/top1",
-        "online/a",
-        "knn/top1@k=20",
-        "linear/sgd-top1",
-        "knn/top1@k=10, best",
-    ]
-
-
-def test_a_panel_names_measure_and_protocol() -> None:
-    from matplotlib.figure import Figure
-
-    axes = Figure().subplots()
-    _panel(axes, rows()[1:], [row.variants for row in rows()])
-    assert axes.get_title() == "linear/top1\nlinear-1"
+def test_a_figure_of_an_earlier_state_goes_where_there_is_none_to_draw(tmp_path: Path) -> None:
+    (tmp_path / "figure.png").write_bytes(b"of runs that are gone")
+    write_study(design(tmp_path / "runs"), tmp_path)
+    assert not (tmp_path / "figure.png").exists()
 
 
 def test_the_page_tells_the_state_of_each_run_and_takes_names_for_words(tmp_path: Path) -> None:

@@ -108,6 +108,19 @@ def test_no_readable_image_is_an_error() -> None:
         extract(MeanColour(), Painted(2, broken=(0, 1)), Reading(16, unreadable=lambda _key, _reason: None))
 
 
+class Diverged(MeanColour):
+    """Blows up on the images of one colour."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = super().forward(images)
+        return torch.where(found[:, 1:2] > found[:, :1], found * float("inf"), found)
+
+
+def test_features_that_are_not_finite_name_the_image_and_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"features of 'colour1/0001\.png' are not finite.*rate"):
+        extract(Diverged(), Painted(6), Reading(16, batch=4))
+
+
 def seeing(folder: Path, calls: list[int]) -> Subject:
     """Painted images of three colours, and a backbone that sees them; notes whenever one is loaded."""
 

@@ -183,6 +183,24 @@ def test_baseline_alone_is_not_called_views(tmp_path: Path) -> None:
     assert "Without generated views or quality weights the frozen backbone" in run.page.read_text()
 
 
+def test_a_run_of_a_study_is_named_by_its_variants_and_asks_for_no_baseline(tmp_path: Path) -> None:
+    run, alone = (RunFolder(tmp_path / "runs" / name) for name in ("simsiam/a-b/seed-0", "mine"))
+    for one in (run, alone):
+        score(one, {"linear/top1": 0.5})
+    page = write_page(run).read_text()
+    assert "<h1>seed-0</h1>" in page
+    assert "No baseline" in page
+    (tmp_path / "study.yaml").touch()
+    page = write_page(run).read_text()
+    assert "<h1>simsiam / a-b / seed-0</h1>" in page
+    assert "<title>simsiam / a-b / seed-0 · genview</title>" in page
+    assert "No baseline" not in page
+    assert "The page of the study compares this run" in page
+    page = write_page(alone).read_text()
+    assert "<h1>mine</h1>" in page, "a study.yaml may lie beside runs of its own"
+    assert "No baseline" in page
+
+
 def test_quarantine_is_counted_and_cut_at_fifty(run: RunFolder) -> None:
     with run.quarantine_file.open("a") as file:
         file.write('{"key": "cut sho')

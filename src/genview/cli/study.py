@@ -69,7 +69,8 @@ def _show(grid: Grid, rows: list[Row], out: Path) -> None:
     console, groups = Console(highlight=False), by_measure(rows)
     for group in [group for group in groups if not group[0].measure.startswith("online/")] or groups:
         numbers = [Column(name, no_wrap=True) for name in COLUMNS]
-        table = Table(*map(escape, grid.axes), *numbers, title=escape(group[0].title), title_justify="left")
+        names = [Column(escape(name), overflow="fold") for name in grid.axes]  # their ends tell them apart
+        table = Table(*names, *numbers, title=escape(group[0].title), title_justify="left")
         table.caption, table.caption_justify = enough(group) or None, "left"
         for row in group:
             table.add_row(*map(escape, row.variants), *map(escape, cells(row)))

@@ -50,7 +50,7 @@ def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Featu
     bytes are kept as float16 in a file without a name, which the system reads as it is needed.
 
     Raises:
-        UserError: an image has no label, no image can be read, or the disk is full.
+        UserError: an image has no label, no image can be read, features are not finite, or the disk is full.
     """
     labels = labels_of(source)
     modes = {part: part.training for part in backbone.modules()}
@@ -66,6 +66,7 @@ def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Featu
             unreadable=reading.unreadable,
         ):
             rows = backbone(found.images.to(reading.device)).float().cpu()
+            _want_finite(rows, source, found.indices)
             kept = room(len(source), rows.shape[1]) if kept is None else kept
             kept[len(indices) : len(indices) + len(rows)] = rows
             indices += found.indices.tolist()
@@ -77,6 +78,15 @@ def extract(backbone: nn.Module, source: ImageSource, reading: Reading) -> Featu
     if kept is None:
         raise UserError("None of the images to evaluate on can be read; the quarantine list says why.")
     return Features(kept[: len(indices)], labels[indices])
+
+
+def _want_finite(rows: Tensor, source: ImageSource, indices: Tensor) -> None:
+    bad = indices[~rows.isfinite().all(dim=1)]
+    if len(bad):
+        raise UserError(
+            f"The backbone's features of '{source.key(int(bad[0]))}' are not finite, so it cannot be judged: its "
+            "training has diverged. Lower training.optimizer.rate, lengthen training.warmup, or use float32."
+        )
 
 
 def room(count: int, width: int, most: int = MOST) -> Tensor:

@@ -14,7 +14,7 @@ from genview.report.collect import Material, collect
 from genview.report.look import framed
 from genview.report.section import Section, contents
 from genview.report.sections import sections_of
-from genview.report.words import outcome
+from genview.report.words import outcome, run_name
 from genview.store import RunFolder, write_bytes
 
 
@@ -50,13 +50,9 @@ def write_framed(
     Raises:
         UserError: the disk is full.
     """
-    page = framed(f"{_name(run)} · genview", _header(run, verb, lead, facts, sections), sections)
+    page = framed(f"{run_name(run.root)} · genview", _header(run, verb, lead, facts, sections), sections)
     write_bytes(out or run.page, page.encode("utf-8", "replace"))
     return out or run.page
-
-
-def _name(run: RunFolder) -> str:
-    return run.root.resolve().name
 
 
 def _header(
@@ -67,7 +63,7 @@ def _header(
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     return (
         f'<p class="date">genview {verb} · {when.day} {when:%B %Y, %H:%M}</p>'
-        f"<h1>{html.escape(_name(run))}</h1>"
+        f"<h1>{html.escape(run_name(run.root))}</h1>"
         f'<p class="lead">{lead}</p>'
         f'<dl class="facts">{cells}</dl>{contents(sections)}'
     )

@@ -15,7 +15,7 @@ from genview.report.confusion import confusion
 from genview.report.pairs import gather
 from genview.report.section import Section, chart, missing
 from genview.report.space import space
-from genview.report.words import flat, label, left_out, level_name, percent, points, with_protocols
+from genview.report.words import flat, label, left_out, level_name, percent, place_in_study, points, with_protocols
 
 MOST_QUARANTINED = 50
 MOST_BARS = 10
@@ -56,11 +56,17 @@ def scores(material: Material) -> Section:
     body = f'<div class="scroll" tabindex="0"><table class="scores"><thead><tr>{head}</tr></thead>'
     body += f"<tbody>{rows}</tbody></table></div>"
     if not compared:
-        body += (
-            '<p class="note">No baseline to compare with: <code>--set baseline=true</code> spends the same '
-            "budget once more without generated views and weights.</p>"
-        )
+        body += f'<p class="note">{_not_compared(material)}</p>'
     return Section("results", "Results", reading, body)
+
+
+def _not_compared(material: Material) -> str:
+    if place_in_study(material.run.root):
+        return "The page of the study compares this run with those of other variants."
+    return (
+        "No baseline to compare with: <code>--set baseline=true</code> spends the same budget once more without "
+        "generated views and weights."
+    )
 
 
 def _score_row(result: Result, compared: bool, best: bool) -> str:

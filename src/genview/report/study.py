@@ -32,11 +32,15 @@ def write_tables(design: Design, out: Path) -> list[Row]:
 def write_study(design: Design, out: Path) -> list[Row]:
     """Write the tables, report.html and, where there is a difference to draw, figure.png to `out`; return the rows.
 
+    A figure of an earlier state goes where there is none to draw any more.
+
     Raises:
         UserError: the disk is full or the folder may not be written.
     """
     rows = write_tables(design, out)
     if (drawing := forest(design, rows)) is not None:
         write_bytes(out / "figure.png", drawing)
+    else:
+        (out / "figure.png").unlink(missing_ok=True)
     write_bytes(out / "report.html", study_page(design, rows, drawing, out).encode("utf-8", "replace"))
     return rows

@@ -25,6 +25,9 @@ LATEX = {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
 }
 PAIRED = (
@@ -83,7 +86,7 @@ def latex(design: Design, rows: Iterable[Row]) -> str:
         head = [*map(_escaped, design.axes), *(_escaped(name).replace("±", r"$\pm$") for name in COLUMNS)]
         body = [[*map(_escaped, row.variants), *map(_math, cells(row))] for row in group]
         parts += ["", f"% {group[0].measure}", rf"\begin{{tabular}}{{{'l' * len(design.axes)}rrrr}}", r"\hline"]
-        parts += [" & ".join(head) + r" \\", r"\hline", *(" & ".join(line) + r" \\" for line in body)]
+        parts += [_row(head), r"\hline", *map(_row, body)]
         parts += [r"\hline", *_foot(group[0].protocol, len(head)), r"\end{tabular}"]
     return "\n".join(parts) + "\n"
 
@@ -120,6 +123,12 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _reference(design: Design) -> str:
     return f"{design.axes[design.axis]} = {design.reference}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A row of LaTeX. An empty group keeps the row's end before it from taking a star or bracket for its own."""
+    line = " & ".join(cells) + r" \\"
+    return "{}" + line if line.startswith(("[", "*")) else line
 
 
 def _foot(protocol: str, columns: int) -> list[str]:

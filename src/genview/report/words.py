@@ -1,14 +1,33 @@
-"""Numbers and outcomes in words."""
+"""Names, numbers and outcomes in words."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from genview.noise import UNKNOWN
 from genview.report.collect import LeftOut, Result, Series
 
 MOST_QUOTED = 3
 """Scores in the sentence that says how a run ended."""
+
+
+def run_name(root: Path) -> str:
+    """Return how a page calls the run in this folder: by its variants and its seed where it lies in a study."""
+    return " / ".join(place_in_study(root)) or root.resolve().name
+
+
+def place_in_study(root: Path) -> tuple[str, ...]:
+    """Return the folders of the variants and of the seed of a run in a study; nothing for any other run.
+
+    The seed is asked for because a file study.yaml may also lie beside runs that are on their own.
+    """
+    root = root.resolve()
+    for runs in root.parents[1:]:
+        if runs.name == "runs" and (runs.parent / "study.yaml").exists() and re.fullmatch(r"seed-\d+", root.name):
+            return root.relative_to(runs).parts
+    return ()
 
 
 def outcome(results: Sequence[Result], treatment: str) -> str:
