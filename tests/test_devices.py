@@ -214,3 +214,8 @@ def test_one_of_several_gpus_can_be_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="sees no GPU"):
         make_fabric(replace(SETTINGS, device="cuda:3"))
+
+
+def test_a_device_that_is_none_is_told() -> None:
+    with pytest.raises(UserError, match=r"training\.device is gpu; it should be auto"):
+        make_fabric(replace(SETTINGS, device="gpu"))

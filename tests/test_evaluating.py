@@ -18,7 +18,7 @@ from genview.evaluation import Features, Knn, Reading, extract
 from genview.experiment import Experiment, Stages, parse
 from genview.experiment.evaluating import is_judged, online_probe
 from genview.experiment.roles import Roles, roles_of
-from genview.images import ImageSource
+from genview.images import ImageSource, labelled_as
 from genview.report.collect import final
 from genview.store import read_results
 
@@ -46,7 +46,7 @@ class Others(Painted):
 
 
 def test_with_test_images_a_part_of_each_class_is_held_out_of_the_training() -> None:
-    images, test = Painted(50, kinds=2), Others(9)
+    images, test = Painted(50, kinds=2), Others(9, kinds=2)
     roles = roles_of(images, test, 0.2)
     assert roles.labelled is images
     assert roles.test is test
@@ -56,6 +56,32 @@ def test_with_test_images_a_part_of_each_class_is_held_out_of_the_training() -> 
     assert roles.validation is not None
     assert sorted(roles.validation.label(i) or 0 for i in range(10)) == [0] * 5 + [1] * 5
     assert keys(roles_of(images, test, 10).validation) == keys(roles.validation), "10 images are a fifth"
+
+
+class Named(Others):
+    """Test images whose classes have these names, in this order."""
+
+    def __init__(self, count: int, *classes: str) -> None:
+        super().__init__(count, kinds=len(classes))
+        self.classes = classes
+
+
+def test_test_images_are_labelled_by_the_names_of_the_classes_that_are_learned() -> None:
+    """A test split may lack a class, or list classes in another order; then numbers alone would mean others."""
+    test = roles_of(Painted(50), Named(8, "colour2", "colour1"), 0.1).test
+    assert test is not None
+    assert tuple(test.classes) == ("colour0", "colour1", "colour2")
+    assert [test.label(i) for i in range(8)] == [2, 1] * 4
+    assert [test.key(i) for i in range(8)] == [Others(8, kinds=2).key(i) for i in range(8)]
+    assert test.image(3).tobytes() == Others(8, kinds=2).image(3).tobytes()
+    assert labelled_as(Named(3, "b"), ["a", "b"]).label(0) == 1
+    with pytest.raises(UserError, match=r"classes that those to learn on lack: aardvark\. The latter have colour0"):
+        roles_of(Painted(50), Named(9, "colour0", "aardvark"), 0.1)
+
+
+def test_classes_of_a_single_image_leave_nothing_to_score() -> None:
+    with pytest.raises(UserError, match="no class has more than one"):
+        roles_of(Painted(3), None, 0)
 
 
 def test_without_test_images_a_fifth_is_never_trained_on_nor_chosen_by() -> None:

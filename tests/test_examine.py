@@ -111,6 +111,33 @@ def test_every_weight_that_does_not_fit_is_named(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("size=0", "size is 0; it should be 1 or more"),
+        ("batch=0", "batch is 0"),
+        ("workers=-1", "workers is -1; it should be 0 or more"),
+        ("device=gpu", "device is gpu, and torch has none such here"),
+    ],
+)
+def test_settings_out_of_range_are_told(
+    change: str, message: str, folder: Path, tmp_path: Path, said: Callable[..., Said]
+) -> None:
+    done = said("evaluate", folder / "examine.yaml", "--out", tmp_path, "--set", change)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert message in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("place", ["afile", "afile/below"])
+def test_a_file_in_the_place_of_the_folder_is_told(
+    place: str, folder: Path, tmp_path: Path, said: Callable[..., Said]
+) -> None:
+    (tmp_path / "afile").touch()
+    done = said("evaluate", folder / "examine.yaml", "--out", tmp_path / place)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "Choose another --out folder" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
     ("weights", "message"),
     [("absent.safetensors", "There is no file"), ("model.pth", "could run code"), ("bad.safetensors", "damaged")],
 )

@@ -24,7 +24,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder met while writing `path` into a UserError.
+    """Turn a full disk, a forbidden folder or a file in the place of one, met while writing `path` into a UserError.
 
     Raises:
         UserError: the operating system refused to write.
@@ -37,6 +37,6 @@ def writing(path: Path) -> Iterator[None]:
                 f"The disk that holds {path} is full. What was finished before is kept: "
                 "free some space and run the same command again; it continues where it stopped."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"Cannot write {path}: {error.strerror}. Choose another --out folder.") from error
         raise

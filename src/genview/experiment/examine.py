@@ -35,6 +35,9 @@ class Examination:
 
     Probes learn on `images` and are scored on `test`; where that is absent, on a fifth of `images`. `size` is the
     side in pixels at which images are shown to the backbone.
+
+    Raises:
+        UserError: `size` or `batch` is below 1, or `workers` below 0.
     """
 
     backbone: GivenBackbone
@@ -47,9 +50,21 @@ class Examination:
     device: str = "auto"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (("size", 1), ("batch", 1), ("workers", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"{name} is {value}; it should be {least} or more.")
+
     @property
     def on(self) -> str:
-        """The device that is meant."""
+        """The device that is meant.
+
+        Raises:
+            UserError: this machine has no such device.
+        """
+        kind = self.device.partition(":")[0]
+        if kind not in ("auto", "cpu", "mps", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+            raise UserError(f"device is {self.device}, and torch has none such here. Set device=auto or cpu.")
         return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
 
     def roles(self, index: Path | None = None, tell: Tell = silent) -> Roles:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from genview.errors import UserError
 from genview.evaluation import split
 from genview.experiment.load import dump
-from genview.images import ImageSettings, ImageSource
+from genview.images import ImageSettings, ImageSource, labelled_as
 from genview.images.source import Tell
 
 TEST = 0.2
@@ -55,7 +55,8 @@ def roles_of(images: ImageSource, test: ImageSource | None, validation: float) -
         validation: share of each class to hold out (below 1), or about how many images (from 1); 0 for none.
 
     Raises:
-        UserError: test images have no labels, some images have none and others do, or `validation` is out of range.
+        UserError: test images have no labels, or a class that the others lack; some images have labels and others
+            none; every class has but one image; or `validation` is out of range.
     """
     if test is not None and not test.classes:
         raise UserError(
@@ -63,12 +64,18 @@ def roles_of(images: ImageSource, test: ImageSource | None, validation: float) -
             "`test` out."
         )
     labelled = images if images.classes else None
-    if labelled is not None and test is None:
+    if labelled is not None and test is not None:
+        test = labelled_as(test, labelled.classes)
+    elif labelled is not None:
         labelled, test = split(labelled, TEST, SEED)
     elif labelled is None and test is not None:
         labelled, test = split(test, TEST, SEED)
     if labelled is None:
         return Roles(images)
+    if test is not None and not len(test):
+        raise UserError(
+            "No image is left to be scored on, as no class has more than one. Add images, or name others as `test`."
+        )
     share = _share(validation, len(labelled))
     bank, held = split(labelled, share, SEED) if share else (labelled, None)
     return Roles(bank if images.classes else images, test, labelled, bank, held)

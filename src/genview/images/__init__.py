@@ -8,7 +8,7 @@ from typing import Literal
 
 from genview.images.archives import ArchiveImages, Archives
 from genview.images.batches import Batch, batches, square
-from genview.images.combine import Subset, Together, limited
+from genview.images.combine import Subset, Together, labelled_as, limited
 from genview.images.decode import ImageFile, decode, rgb
 from genview.images.digits import DigitImages, Digits
 from genview.images.folder import Folder, FolderImages
@@ -64,6 +64,7 @@ __all__ = [
     "batches",
     "decode",
     "held",
+    "labelled_as",
     "limited",
     "opened",
     "rgb",

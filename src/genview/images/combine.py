@@ -84,6 +84,52 @@ class Subset:
         return self.source.label(int(self.indices[i]))
 
 
+class Labelled:
+    """A source whose labels are numbers of other classes, by name; see `labelled_as`."""
+
+    def __init__(self, source: ImageSource, classes: tuple[str, ...]) -> None:
+        self.source, self.classes = source, classes
+        numbers = {name: number for number, name in enumerate(classes)}
+        self._numbers = [numbers[name] for name in source.classes]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def key(self, i: int) -> str:
+        """As in the source."""
+        return self.source.key(i)
+
+    def image(self, i: int) -> Image.Image:
+        """As in the source."""
+        return self.source.image(i)
+
+    def opened(self, i: int) -> Opened:
+        """As in the source."""
+        return opened(self.source, i)
+
+    def label(self, i: int) -> int | None:
+        """The number of the class among `classes`."""
+        label = self.source.label(i)
+        return None if label is None else self._numbers[label]
+
+
+def labelled_as(source: ImageSource, classes: Sequence[str]) -> ImageSource:
+    """Return the images with labels that number `classes`, by the names of their own, some of which may be missing.
+
+    Raises:
+        UserError: the source has a class that is not among them.
+    """
+    if tuple(source.classes) == tuple(classes):
+        return source
+    if unknown := sorted(set(source.classes) - set(classes)):
+        raise UserError(
+            f"Images to be scored have classes that those to learn on lack: {', '.join(unknown[:5])}"
+            f"{', …' if len(unknown) > 5 else ''}. The latter have {', '.join(list(classes)[:5])}"
+            f"{', …' if len(classes) > 5 else ''}. Name classes alike, or leave such images out."
+        )
+    return Labelled(source, tuple(classes))
+
+
 def limited(source: ImageSource, count: int | None) -> ImageSource:
     """Return a random part of `count` images, always the same one, in the order of the source; all where None.
 

@@ -41,6 +41,8 @@ def make_fabric(settings: Machine, section: str = "training") -> Fabric:
         UserError: a device or precision that this machine does not have.
     """
     wanted, _, number = settings.device.partition(":")
+    if wanted not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"{section}.device is {settings.device}; it should be auto, cpu, mps, cuda, or cuda:1.")
     cuda = torch.cuda.is_available() and wanted in ("auto", "cuda")
     kind = "cuda" if cuda else "cpu" if wanted == "auto" else wanted
     if kind == "cuda" and not cuda:
