@@ -46,6 +46,13 @@ def test_loading_a_backbone_into_another_architecture_is_a_clear_error(tmp_path:
         (BackboneSettings("resnet5O"), "Did you mean 'resnet50'"),
         (BackboneSettings("resnet18", {"chanels": [1]}), "does not take these args"),
         (BackboneSettings("vit_tiny_patch16_224", stem_stride=2), "stem_stride 2 is for ResNets"),
+        (BackboneSettings("densenet121", stem_stride=2), "stem_stride 2 is for ResNets"),
+        (BackboneSettings("vit_tiny_patch16_224", {"num_heads": 7}), "does not take these args: .*divisible"),
+        (BackboneSettings("vit_tiny_patch16_224", {"num_heads": 0}), "does not take these args"),
+        (
+            BackboneSettings("resnet18.a1_in1k"),
+            "has a tag, 'a1_in1k'.*only a backbone with `weights: timm`.*'resnet18'",
+        ),
     ],
 )
 def test_backbones_that_cannot_be_made(settings: BackboneSettings, message: str) -> None:
@@ -61,3 +68,23 @@ def test_the_backbone_normalises_for_itself() -> None:
     with torch.no_grad():
         assert torch.allclose(backbone(images), backbone.net((images - mean) / std))
     assert not any(name.split(".")[-1] == "mean" for name in backbone.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenetv3_small_050",
+        "mobilenetv4_conv_small_035",
+        "ghostnet_050",
+        "lcnet_035",
+        "efficientvit_b0",
+        "fasternet_t0",
+        "resnet18",
+        "convnext_atto",
+        "vit_tiny_patch16_224",
+    ],
+)
+def test_the_width_is_that_of_the_features(name: str) -> None:
+    with torch.device("meta"):
+        backbone = Backbone(BackboneSettings(name)).eval()
+        assert backbone(torch.empty(1, 3, 224, 224)).shape == (1, backbone.width)

@@ -75,20 +75,24 @@ def test_a_class_without_an_image_is_refused(evaluation: Evaluations, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "message"),
+    ("evaluation", "changes", "message"),
     [
-        (replace(FINETUNE, warmup="6 epochs"), "warmup of 6 epochs, as long as its training"),
-        (replace(FINETUNE, crop=1.5), "crop and smallest_crop above 0 and at most 1"),
-        (replace(FINETUNE, batch=0), "batch of at least 1"),
-        (replace(PROBE, rates=()), "at least one of rates"),
-        (replace(PROBE, held=1.0), "held between 0 and 1"),
-        (replace(FEW, labels=(Labels(1.5, 0.1, 0.1),)), "share above 0 and at most 1"),
-        (replace(FEW, repeats=0), "0 repeats"),
+        (FINETUNE, {"crop": 1.5}, "crop and smallest_crop above 0 and at most 1"),
+        (FINETUNE, {"batch": 0}, "batch of at least 1"),
+        (PROBE, {"rates": ()}, "at least one of rates"),
+        (PROBE, {"held": 1.0}, "held between 0 and 1"),
+        (FEW, {"labels": (Labels(1.5, 0.1, 0.1),)}, "share above 0 and at most 1"),
+        (FEW, {"repeats": 0}, "0 repeats"),
     ],
 )
-def test_settings_that_cannot_work(evaluation: Evaluations, message: str, tmp_path: Path) -> None:
+def test_settings_that_cannot_work(evaluation: Evaluations, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        list(evaluation.run(subject(tmp_path)))
+        replace(evaluation, **changes)
+
+
+def test_a_warmup_as_long_as_the_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="warmup of 6 epochs, as long as its training"):
+        list(replace(FINETUNE, warmup="6 epochs").run(subject(tmp_path)))
 
 
 def test_the_state_of_another_backbone_is_not_continued(tmp_path: Path) -> None:

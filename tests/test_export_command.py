@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -18,6 +19,7 @@ from genview.encoders.backbone import Backbone, BackboneSettings, export
 from genview.encoders.foreign import Hints, read_foreign
 from genview.errors import UserError
 from genview.experiment import Wish
+from genview.export import TARGETS, Facts, Source, export_to
 from genview.store import Evaluated, want_results
 
 EXPERIMENT = """
@@ -149,3 +151,76 @@ def test_the_conversion_of_the_documentation_makes_a_file_that_is_read(
     monkeypatch.chdir(tmp_path)
     exec(DOCS.read_text().partition("```python\n")[2].partition("```")[0], {})
     assert read_foreign(tmp_path / "weights.pth", hints).layout == "moco_v2"
+
+
+VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}),
+        ("resnet50d", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}),
+        ("vit_small_patch16_224", VIT | {"global_pool": "avg", "class_token": False}),
+        ("vit_small_patch16_224", VIT | {"global_pool": "avg"}),
+        ("vit_small_patch16_224", VIT | {"reg_tokens": 4, "pre_norm": True}),
+        ("beit_base_patch16_224", VIT),
+    ],
+)
+def test_what_was_written_for_timm_is_exported_again(
+    name: str, args: dict[str, Any], tmp_path: Path, said: Callable[..., Said]
+) -> None:
+    backbone = Backbone(BackboneSettings(name, args)).eval()
+    stirred(backbone.net)
+    facts = Facts("a title", [])
+    export_to(TARGETS["timm"], Source(BackboneSettings(name, args), backbone, 32), facts, tmp_path / "a")
+    done = said("export", tmp_path / "a", "--to", "timm", "--out", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    assert "Left out: nothing" in done.stderr
+    first, last = (tmp_path / place / "model.safetensors" for place in "ab")
+    assert first.read_bytes() == last.read_bytes()
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["genview"]["size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--size", "64"], "takes images of 32×32 px, and --size is 64"),
+        (["--size", "64", "--arg", "img_size=64"], "1 of another shape: pos_embed"),
+        (["--size", "33", "--arg", "dynamic_img_size=true"], "use a multiple of 8"),
+        (["--size", "-5"], "--size is the side of images in pixels"),
+        (["--size", "0"], "--size is the side of images in pixels"),
+        (["--arg", "num_heads=7"], "does not take these args"),
+        (["--out", "ROOT/vit.pth"], "vit.pth is a file"),
+        (["--out", "ROOT/vit.pth/below/it"], "vit.pth is a file"),
+    ],
+)
+def test_faults_with_a_vit(words: list[str], told: str, tmp_path: Path, said: Callable[..., Said]) -> None:
+    torch.save(timm.create_model("vit_small_patch16_224", num_classes=0, **VIT).state_dict(), tmp_path / "vit.pth")
+    args = [part for name, value in VIT.items() for part in ("--arg", f"{name}={value}")]
+    more = [word.replace("ROOT", str(tmp_path)) for word in words]
+    out = [] if "--out" in words else ["--out", tmp_path / "made"]
+    named = ["--backbone", "vit_small_patch16_224", *args, *more]
+    done = said("export", tmp_path / "vit.pth", "--to", "timm", *out, *named)
+    assert done.returncode == 2, done.stderr
+    assert told in " ".join(done.stderr.split())
+
+
+def test_a_vit_that_takes_other_sizes_is_exported_for_one(tmp_path: Path, said: Callable[..., Said]) -> None:
+    torch.save(timm.create_model("vit_small_patch16_224", num_classes=0, **VIT).state_dict(), tmp_path / "vit.pth")
+    args = [part for name, value in VIT.items() for part in ("--arg", f"{name}={value}")]
+    more = ["--backbone", "vit_small_patch16_224", *args, "--arg", "dynamic_img_size=true", "--size", 64]
+    done = said("export", tmp_path / "vit.pth", "--to", "timm", "--out", tmp_path / "made", *more)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_of_onnx_is_not_read_back(run: Path, said: Callable[..., Said]) -> None:
+    made = run.parent / "made"
+    made.mkdir()
+    (made / "model.onnx").write_bytes(b"")
+    (made / "config.json").write_text("{}")
+    done = said("export", made, "--to", "timm", "--out", run.parent / "again")
+    assert (done.returncode, "is an ONNX folder, which cannot be read back" in " ".join(done.stderr.split())) == (
+        2,
+        True,
+    )

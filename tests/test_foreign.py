@@ -240,3 +240,56 @@ def test_differences_are_told_in_full() -> None:
     told = "n.weight/bias (2, wanted 3), n.mean (5, wanted 3), m.bias (2, wanted 3)"
     assert str(differences(shapes(want), shapes(have))) == f"  4 of another shape: {told}"
     assert not differences(shapes(want), shapes(want))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello",
+        b"<!DOCTYPE html><html></html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n",
+    ],
+)
+def test_what_is_no_checkpoint_at_all_is_told_without_advice_to_unpickle_it(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "made.pth").write_bytes(content)
+    with pytest.raises(UserError, match="or it is damaged: ") as error:
+        read_foreign(tmp_path / "made.pth")
+    assert "weights_only" not in str(error.value)
+
+
+OTHERS: list[tuple[str, dict[str, Any]]] = [
+    ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}),
+    ("resnet50d", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}),
+]
+
+
+@pytest.mark.parametrize(("name", "args"), OTHERS)
+@pytest.mark.parametrize("prefix", [None, "module"])
+def test_any_network_of_timms_is_read_where_it_is_named(
+    name: str, args: dict[str, Any], prefix: str | None, tmp_path: Path
+) -> None:
+    net = stirred(timm.create_model(name, num_classes=0, **args))
+    start = f"{prefix}." if prefix else ""
+    state = under(start, net) | {f"{start}head.fc.weight": torch.rand(5, 16)}
+    torch.save(state, tmp_path / "made.pth")
+    hints = Hints(backbone=name, args=args, prefix=prefix)
+    found = read_foreign(tmp_path / "made.pth", hints)
+    assert (found.layout, found.left_out) == ("timm", (f"{start}head.fc.weight",))
+    with torch.no_grad():
+        assert torch.allclose(found.backbone()(IMAGES), net(normalised(IMAGES)), rtol=1e-5, atol=1e-5)
+    first = next(iter(net.state_dict()))
+    torch.save(
+        {k: v for k, v in state.items() if k != start + first} | {f"{start}odd": torch.rand(1)}, tmp_path / "no.pth"
+    )
+    with pytest.raises(UserError, match=f"is not timm's '{name}':\n  1 missing: {first}\n  1 unexpected: odd"):
+        read_foreign(tmp_path / "no.pth", hints)
+
+
+def test_what_is_left_out_is_missing(resnet: nn.Module, tmp_path: Path) -> None:
+    """A name of timm's that the layout has another for does not stand for it."""
+    made = lightly_flat(resnet)
+    made["backbone.conv1.weight"] = made.pop("backbone.0.weight")
+    made |= {"backbone.0.weight": torch.rand(64, 3, 7, 7), "backbone.bn1.weight": made.pop("backbone.1.weight")}
+    torch.save(made, tmp_path / "made.pth")
+    with pytest.raises(UserError, match=r"1 missing: bn1.weight\n  2 unexpected: conv1.weight, bn1.weight"):
+        read_foreign(tmp_path / "made.pth", replace(AS_IT_IS, layout="lightly"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
@@ -108,3 +109,24 @@ def test_backbone_and_head_have_rates_of_their_own(tmp_path: Path, monkeypatch: 
     assert rates == [{0.002}, {0.5}]
     assert course.steps == 12, "four epochs of one batch would be 4"
     assert len(course.source) == 12
+
+
+def test_what_one_list_began_is_not_continued_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semi, "tested", lambda *_: {"top1": 1.0})
+    file, given = tmp_path / "list.txt", subject(tmp_path / "out")
+    names = [given.train.key(i) for i in range(24)]
+    some = replace(FEW, labels=(Labels(0.25, rate=0.1, head_rate=0.5, list=str(file)),))
+    with pytest.raises(UserError, match=r"list of labelled images .* cannot be read"):
+        list(some.run(given))
+    file.write_text("\n".join(names[:12]))
+    assert list(some.run(given)) == list(some.run(given))
+    file.write_text("\n".join(names[12:]))
+    with pytest.raises(UserError, match=r"made with other settings .*lists"):
+        list(some.run(given))
+
+
+def test_what_was_begun_without_lists_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semi, "tested", lambda *_: {"top1": 1.0})
+    list(FEW.run(subject(tmp_path)))
+    claimed = json.loads((tmp_path / "settings.json").read_text())
+    assert set(claimed) == {"protocol", "settings", "seed", "size", "train", "test", "backbone"}

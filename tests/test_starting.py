@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conftest import Painted, Said
 from genview.encoders import Backbone
-from genview.encoders.backbone import export
+from genview.encoders.backbone import BackboneSettings, export
 from genview.errors import UserError
 from genview.experiment.facts import facts_of
 from genview.experiment.load import parse
@@ -191,3 +191,9 @@ def test_the_card_names_the_start_without_a_path(tmp_path: Path) -> None:
     training = replace(experiment.training, start_from="timm")
     rows = dict(facts_of(replace(experiment, training=training), RunFolder(tmp_path), None).rows)
     assert rows["started from"].startswith("resnet50, whose terms")
+
+
+def test_views_that_a_vit_does_not_take_are_told_before_the_first_step() -> None:
+    vit = BackboneSettings("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 8, "num_heads": 2})
+    with pytest.raises(UserError, match=r"takes images of 224×224 px, and pairs\.size is 32"):
+        built(SMALL[0], replace(STILL, backbone=vit), PairSettings(size=32), make_fabric(STILL), weighted=False)

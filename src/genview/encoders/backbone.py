@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +49,8 @@ class Backbone(nn.Module):
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
         self.net = create_net(settings)
-        self.width = int(self.net.num_features)
+        # Some families widen the pooled features once more; that the classifier sees, and that comes out.
+        self.width = int(getattr(self.net, "head_hidden_size", self.net.num_features))
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
 
@@ -59,21 +61,52 @@ class Backbone(nn.Module):
 
 
 def create_net(settings: BackboneSettings) -> Any:
-    """Create the timm model without its classifier, weights freshly initialised."""
+    """Create the timm model without its classifier, weights freshly initialised.
+
+    Raises:
+        UserError: timm knows no such model, or refuses the arguments.
+    """
     if settings.name not in timm.list_models():
-        hint = nearest(settings.name, timm.list_models())
-        raise UserError(f"timm has no model named '{settings.name}'.{hint} `timm.list_models()` shows all names.")
-    try:
+        raise UserError(_unknown(settings.name))
+    with taking_args(settings.name):
         net = timm.create_model(settings.name, pretrained=False, num_classes=0, **settings.args)
-    except TypeError as error:
-        raise UserError(f"timm's model '{settings.name}' does not take these args: {error}.") from error
     if settings.stem_stride < 4:
         _shrink_stem(net, settings)
     return net
 
 
+@contextmanager
+def taking_args(name: str) -> Iterator[None]:
+    """Turn what timm says of arguments that a model cannot have into a UserError.
+
+    Raises:
+        UserError: the model was not created.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
+        said = str(error).rstrip(".") or type(error).__name__
+        raise UserError(
+            f"timm's model '{name}' does not take these args: {said}. They are those of `timm.create_model`."
+        ) from error
+
+
+def _unknown(name: str) -> str:
+    model, _, tag = name.partition(".")
+    if tag and model in timm.list_models():
+        return (
+            f"'{name}' has a tag, '{tag}', which tells apart weights that timm has; only a backbone with `weights: "
+            f"timm` takes one. For weights from elsewhere name the model alone: '{model}'."
+        )
+    return (
+        f"timm has no model named '{name}'.{nearest(name, timm.list_models())} `timm.list_models()` shows all names."
+    )
+
+
 def _shrink_stem(net: Any, settings: BackboneSettings) -> None:
-    if not isinstance(getattr(net, "maxpool", None), nn.Module) or not isinstance(net.conv1, nn.Conv2d):
+    if not isinstance(getattr(net, "maxpool", None), nn.Module) or not isinstance(
+        getattr(net, "conv1", None), nn.Conv2d
+    ):
         raise UserError(
             f"stem_stride {settings.stem_stride} is for ResNets with a plain stem; '{settings.name}' has none. "
             "Leave stem_stride out and use the model's own arguments (for a ViT: img_size, patch_size)."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ import torch
 from torch import Tensor
 
 from genview.errors import UserError
+
+DAMAGED = (
+    *(RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, AssertionError),
+    struct.error,
+)
+"""What torch raises, besides pickle's error, on bytes that it did not write."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def _torch(path: Path) -> Any:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(_refused(path, found[1])) from error
         raise UserError(f"{path} was not written by torch.save, or it is damaged: {_first(error)}.") from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} was not written by torch.save, or it is damaged: {_first(error)}.") from error
 
 
@@ -75,7 +82,14 @@ def _refused(path: Path, name: str) -> str:
 
 
 def _first(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """Return the beginning of what torch says, without its advice to read the file in the way that can run code."""
+    said = str(error).rpartition("WeightsUnpickler error:")[2]
+    said = " ".join(
+        re.sub(r"In PyTorch 2\.6, we changed.*?trusted source\.|Check the documentation.*", "", said).split()
+    )
+    if isinstance(error, LookupError):  # its text is a key alone
+        return f"{type(error).__name__} {said}"[:200]
+    return said.rstrip(".")[:200] or type(error).__name__
 
 
 def _leaves(content: Mapping[Any, Any], within: str = "") -> Iterator[tuple[str, Any]]:

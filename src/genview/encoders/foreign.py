@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from math import isqrt
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from genview.encoders.backbone import Backbone, BackboneSettings, create_net
 from genview.encoders.checkpoint import Checkpoint, read_checkpoint
-from genview.encoders.layouts import LayoutName, Root, locate
+from genview.encoders.layouts import LayoutName, Root, as_named, locate
 from genview.encoders.naming import MMPRETRAIN_VIT
 from genview.encoders.strict import COUNTER, Differences, differences, grouped, load_strictly, shapes
 from genview.errors import UserError
@@ -123,7 +123,7 @@ def read_foreign(path: Path, hints: Hints = Hints()) -> Foreign:
             difference to the nearest network is named.
     """
     file = read_checkpoint(path)
-    case = _Case(file, *locate(file, hints.layout, hints.prefix), hints)
+    case = _case(file, hints)
     settings, state = _fitting(case)
     names = {case.root.prefix + part for name in state for part in case.root.naming.of(name)}
     left = [name for name in file.tensors if name not in names]
@@ -200,6 +200,15 @@ class _Case:
         return F.pad(kernel, (2, 2, 2, 2))
 
 
+def _case(file: Checkpoint, hints: Hints) -> _Case:
+    """Find the network: by the names that timm gives the one that was said, else as its layout lays it out."""
+    if hints.backbone and hints.layout in (None, "timm"):
+        names = _shapes(hints.backbone, _Args(hints.args), hints.stem_stride or 4)
+        if root := as_named(file, names, hints.prefix):
+            return _Case(file, "timm", root, hints)
+    return _Case(file, *locate(file, hints.layout, hints.prefix), hints)
+
+
 def _fitting(case: _Case) -> tuple[BackboneSettings, dict[str, Tensor]]:
     """Return the first network whose every weight is there, and its weights under timm's names."""
     names = (case.hints.backbone,) if case.hints.backbone else NETWORKS[case.root.naming.family]
@@ -211,7 +220,9 @@ def _fitting(case: _Case) -> tuple[BackboneSettings, dict[str, Tensor]]:
         state |= {n: torch.tensor(0) for n in wanted if n.endswith(COUNTER) and n not in state}
         places = {part for n in wanted for part in case.root.naming.of(n)}
         alien = {n: value for n, value in case.own.items() if n not in places and not HEADS.match(n)}
-        unlike = differences(wanted, {**shapes(alien), **shapes(state)})
+        unlike = replace(
+            differences(wanted, shapes(state)), unexpected=tuple(alien), found=frozenset([*state, *alien])
+        )
         if not unlike:
             return settings, state
         near.append((unlike, name))
@@ -233,10 +244,10 @@ def _settings(name: str, case: _Case) -> BackboneSettings:
 
 
 def _image_size(name: str, case: _Case) -> dict[str, Any]:
-    """Return the side of images where it is not the usual one: there are as many patches as positions."""
+    """Return the side of images where it is not the usual one: the patches, a square, have most of the positions."""
     patch = case.own[case.root.naming.first].shape[-1]
     positions = case.own.get(case.root.naming.of("pos_embed")[0])
-    size = 224 if positions is None or positions.ndim != 3 else isqrt(positions.shape[1] - 1) * patch
+    size = 224 if positions is None or positions.ndim != 3 else isqrt(positions.shape[1]) * patch
     return {} if name.endswith(f"_{size}") else {"img_size": size}
 
 

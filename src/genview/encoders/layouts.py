@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,6 +13,7 @@ from genview.encoders.naming import (
     NAMINGS,
     RESNET,
     SEQUENTIAL,
+    TIMM_ANY,
     TIMM_VIT,
     TORCHVISION_VIT,
     TRANSFORMERS_RESNET,
@@ -111,6 +112,16 @@ def locate(file: Checkpoint, layout: LayoutName | None = None, prefix: str | Non
             return known.name, _only(file, admitted)
     wanted = f"layout {layout}" * (layout is not None) + f" prefix '{prefix}'" * (prefix is not None)
     raise UserError(f"{file.path} holds no network of {wanted.strip()}. It holds: {'; '.join(map(str, roots))}.")
+
+
+def as_named(file: Checkpoint, names: Collection[str], prefix: str | None = None) -> Root | None:
+    """Return where a network of timm's with these names lies in a file, if only its own names can tell it.
+
+    None where it is a plain ResNet or ViT, which `locate` finds in every layout, or none of the names is there.
+    """
+    usual = any(all(naming.of(name) for name in names) for naming in (RESNET, TIMM_VIT))
+    start = _ended(prefix or "")
+    return Root(start, TIMM_ANY) if not usual and any(start + name in file.tensors for name in names) else None
 
 
 def _roots(file: Checkpoint) -> Iterator[Root]:

@@ -24,7 +24,7 @@ class Naming:
     """
 
     name: str
-    family: Literal["resnet", "vit"]
+    family: Literal["resnet", "vit", "network"]
     first: str
     also: str
     rules: tuple[Rule, ...]
@@ -126,8 +126,11 @@ TIMM_VIT = Naming(
     "vit",
     "patch_embed.proj.weight",
     "blocks.0.attn.qkv.weight",
-    ((r"(cls_token|pos_embed|(?:patch_embed|norm|blocks)\..*)", r"\1"),),
+    ((r"(cls_token|reg_token|pos_embed|(?:patch_embed|norm_pre|norm|fc_norm|blocks)\..*)", r"\1"),),
 )
+
+TIMM_ANY = Naming("timm", "network", "", "", ((r"(.+)", r"\1"),))
+"""Any network of timm's, whose names stay; nothing tells it, so it is taken where it is named."""
 
 TORCHVISION_VIT = Naming(
     "torchvision",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import timm
 from timm.data.config import resolve_model_data_config
 from torch import Tensor
 
-from genview.encoders.backbone import BackboneSettings, create_net
+from genview.encoders.backbone import BackboneSettings, create_net, taking_args
 from genview.encoders.strict import differences, say_left_out, shapes
 from genview.errors import UserError, nearest
 
@@ -70,8 +71,8 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
     """
     if path.suffix != ".safetensors":
         raise UserError(
-            f"{path} ({option}) could run code when it is read. Name a .safetensors file: `genview export {path} "
-            "--to timm --out DIR` makes one, DIR/model.safetensors, of most checkpoints."
+            f"{path} ({option}) could run code when it is read. Name a .safetensors file: `genview export "
+            f"{shlex.quote(str(path))} --to timm --out DIR` makes one, DIR/model.safetensors, of most checkpoints."
         )
     try:
         return safetensors.torch.load_file(path)
@@ -96,7 +97,8 @@ def timms_own(name: str, args: Mapping[str, Any], option: str) -> Pretrained:
     if name not in known and name not in {other.partition(".")[0] for other in known}:
         raise UserError(f"timm has no pretrained weights for '{name}' ({option}).{nearest(name, known)}")
     try:
-        net = timm.create_model(name, pretrained=True, num_classes=0, **args)
+        with taking_args(name):
+            net = timm.create_model(name, pretrained=True, num_classes=0, **args)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"The weights of '{name}' cannot be had ({type(error).__name__}: {error}). Without a network, download "

@@ -72,6 +72,42 @@ def sin_cos_positions(height: int, width: int, dim: int, before: int = 0) -> Ten
     return torch.cat([torch.zeros(before, dim), grid])
 
 
+def built_for(net: Any) -> tuple[int, int] | None:
+    """Return height and width of the images that a network with patches was built for; None for any other."""
+    patches = _patches(net)
+    return patches.img_size if patches is not None else None
+
+
+def check_image_size(net: Any, size: int, option: str) -> None:
+    """Refuse images that a network with patches, such as a ViT, does not take; `option` gave their side, in pixels.
+
+    Raises:
+        UserError: the network takes those of another size only, or its patches do not fill the images.
+    """
+    patches = _patches(net)
+    if patches is None or patches.img_size is None:
+        return
+    if patches.strict_img_size and patches.img_size != (size, size):
+        raise UserError(_another_size(patches.img_size, size, option))
+    side = max(patches.patch_size)
+    if size % side and not patches.dynamic_img_pad:
+        raise UserError(f"This network has patches of {side} px, and {option} is {size}: use a multiple of {side}.")
+
+
+def _another_size(built: tuple[int, int], size: int, option: str) -> str:
+    height, width = built
+    return (
+        f"This network takes images of {height}×{width} px, and {option} is {size}. Set {option} to {height}; or add "
+        "dynamic_img_size: true to the backbone's args (backbone.args.dynamic_img_size, or --arg "
+        f"dynamic_img_size=true), with which a ViT takes other sizes too; img_size: {size} there is for weights that "
+        "were trained at that size."
+    )
+
+
+def _patches(net: Any) -> PatchEmbed | None:
+    return next((part for part in net.modules() if isinstance(part, PatchEmbed)), None)
+
+
 def check_size(net: Any) -> None:
     """Refuse a ViT that takes images of one size only.
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from genview.encoders.backbone import Backbone
 from genview.evaluation.classifier import Classifier
+from genview.evaluation.options import BELOW_ONE, FACTOR, NOT_NEGATIVE, POSITIVE, length, want, want_text
 from genview.evaluation.scoring import Scores, claimed, once, top, training_labels
 from genview.evaluation.subject import Subject
 from genview.evaluation.supervised import Course, Supervised, steps_for
@@ -42,13 +43,20 @@ class FineTune(Supervised):
     smoothing: float = 0.1
     mixup: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        want_text(self.kind, self, length, "length")
+        want(self.kind, self, POSITIVE, "rate")
+        want(self.kind, self, FACTOR, "layer_decay")
+        want(self.kind, self, BELOW_ONE, "smoothing")
+        want(self.kind, self, NOT_NEGATIVE, "mixup")
+
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('finetune/top1', share of test images that are right), and top5 where there are over 5 classes.
 
         Raises:
             UserError: labels or images are missing, settings cannot work, or the loss is not finite.
         """
-        self.check()
         training_labels(subject)
         backbone = subject.load()
         claimed(subject, self, backbone)

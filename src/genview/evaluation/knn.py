@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genview.evaluation.features import Features, Reading, Tell
+from genview.evaluation.options import COUNT, POSITIVE, want, want_some, want_text
 from genview.evaluation.subject import Subject
 from genview.images.source import silent
 from genview.training.duration import bytes_of
@@ -34,6 +35,9 @@ class Knn:
     `budget` bounds the memory for chunks of features and their similarities, beside the features themselves.
     A k above the number of training images is left out, as its name would promise what was not measured; where none
     remains, one k is taken: all of the training images.
+
+    Raises:
+        UserError: there is no k, or one below 1, `temperature` is not above 0, or `budget` is no size.
     """
 
     kind: Literal["knn"] = "knn"
@@ -43,20 +47,18 @@ class Knn:
     budget: str = "1 GB"
     protocol: ClassVar[str] = "knn-1"
 
-    def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
-        """Yield ('knn/top1@k=K', share of test images that are right), then ('knn/plain-top1@k=K', …).
+    def __post_init__(self) -> None:
+        want_some(self.kind, self, "k")
+        want(self.kind, self, COUNT, "k")
+        want(self.kind, self, POSITIVE, "temperature")
+        want_text(self.kind, self, bytes_of, "budget")
 
-        Raises:
-            UserError: `budget` is no size.
-        """
+    def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
+        """Yield ('knn/top1@k=K', share of test images that are right), then ('knn/plain-top1@k=K', …)."""
         yield from self.on(*subject.features, subject.reading)
 
     def on(self, train: Features, test: Features, reading: Reading) -> Iterator[tuple[str, float]]:
-        """Yield the same from features.
-
-        Raises:
-            UserError: `budget` is no size.
-        """
+        """Yield the same from features."""
         known = [k for k in self.k if k <= len(train.y)] or [len(train.y)]
         found = neighbours(
             train,
@@ -119,15 +121,16 @@ def neighbours(
     """
     k, total = min(k, len(train.y)), len(train.y)
     rows, asked = chunks(budget, train.x.shape[1])
-    kept = [torch.empty(len(part), 0, dtype=torch.int64) for part in test.y.split(asked)]
+    # Room for all of them at once: small tensors that stay between large ones that go would break up the heap.
+    keys = torch.full((len(test.y), k), torch.iinfo(torch.int64).min)
     for first in range(0, total, rows):
         bank = _normal(train.x[first : first + rows], device)
         for n, part in enumerate(test.x.split(asked)):
-            both = torch.cat([kept[n].to(device), _best(part, bank, first, k)], dim=1)
-            kept[n] = both.topk(min(k, both.shape[1]), dim=1).values.cpu()
+            own = keys[n * asked : n * asked + len(part)]
+            both = torch.cat([own.to(device), _best(part, bank, first, k)], dim=1)
+            own.copy_(both.topk(k, dim=1).values)
         del bank  # before the next one is made
         tell("neighbours", min(first + rows, total), total, "")
-    keys = torch.cat(kept)
     return Neighbours(_similarity(keys), train.y[_index(keys)])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genview.evaluation.features import Features, Tell, stratified
+from genview.evaluation.options import COUNT, NOT_NEGATIVE, POSITIVE, want, want_some
 from genview.evaluation.rows import ROWS, Rows, right
 from genview.evaluation.sgd import Choice, Course
 from genview.evaluation.subject import Subject
@@ -29,6 +30,9 @@ class Linear:
     that is best on the held-out part is trained again on all training images.
 
     Where `l2` or `rates` is empty, that fit is left out. Test images play no part in any choice.
+
+    Raises:
+        UserError: both are empty, `rates` are given without `decays`, or a number is out of its range.
     """
 
     kind: Literal["linear"] = "linear"
@@ -41,6 +45,14 @@ class Linear:
     batch: int = 256
     momentum: float = 0.9
     protocol: ClassVar[str] = "linear-1"
+
+    def __post_init__(self) -> None:
+        want_some(self.kind, self, "l2", "rates")
+        if self.rates:
+            want_some(self.kind, self, "decays")
+        want(self.kind, self, NOT_NEGATIVE, "l2", "decays")
+        want(self.kind, self, POSITIVE, "rates")
+        want(self.kind, self, COUNT, "iterations", "epochs", "batch")
 
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('linear/top1', share of test images that are right) by L-BFGS, then ('linear/sgd-top1', …)."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from genview.evaluation.features import Features, extract
 from genview.evaluation.knn import neighbours
 from genview.evaluation.named import named
+from genview.evaluation.options import COUNT, want, want_some
 from genview.evaluation.subject import Subject
 from genview.images import ImageSource, SingleImages
 from genview.images.source import silent
@@ -30,6 +31,9 @@ class Outliers:
     2022, arXiv 2204.06507; `k` is at most the number of training images). 'mahalanobis' is the least distance to the
     mean of a class under the covariance that all classes share (Lee et al., NeurIPS 2018, arXiv 1807.03888,
     section 2.1, on these features alone).
+
+    Raises:
+        UserError: there is no score, or `k` is below 1.
     """
 
     images: SingleImages
@@ -38,6 +42,10 @@ class Outliers:
     k: int = 50
 
     protocol: ClassVar[str] = "outliers-1"
+
+    def __post_init__(self) -> None:
+        want_some(self.kind, self, "scores")
+        want(self.kind, self, COUNT, "k")
 
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('outliers/SCORE/auroc', chance that an outlier's score is above a test image's)."""

@@ -15,6 +15,7 @@ from genview.errors import UserError
 from genview.evaluation.augmented import Example
 from genview.evaluation.classifier import linear_head
 from genview.evaluation.features import stratified
+from genview.evaluation.options import POSITIVE, length, want, want_text
 from genview.evaluation.scoring import Predict, Scores, claimed, once, top, training_labels
 from genview.evaluation.subject import Subject
 from genview.evaluation.supervised import Course, Supervised, Taught, steps_for
@@ -39,6 +40,16 @@ class Probe(Supervised):
     rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     held: float = 0.1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        want_text(self.kind, self, length, "length")
+        want(self.kind, self, POSITIVE, "rates")
+        if not self.rates or not 0 < self.held < 1:
+            raise UserError(
+                "Evaluation linear_augmented needs at least one of rates, and held between 0 and 1: there are "
+                f"{len(self.rates)} rates, and held is {self.held}."
+            )
+
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('linear_augmented/top1', share of test images that are right), and top5 with over 5 classes.
 
@@ -47,7 +58,6 @@ class Probe(Supervised):
         Raises:
             UserError: labels or images are missing, settings cannot work, or all losses are not finite.
         """
-        self.check()
         _, held = stratified(training_labels(subject), self.held, subject.seed)
         if not held:
             raise UserError("Evaluation linear_augmented holds images out, and no class has two to learn from.")
@@ -55,15 +65,6 @@ class Probe(Supervised):
         claimed(subject, self, backbone)
         for name, value in once(subject.folder, lambda: self._scores(subject, backbone, held)).items():
             yield f"linear_augmented/{name}", value
-
-    def check(self) -> None:
-        """See that numbers are in their ranges."""
-        super().check()
-        if not self.rates or not 0 < self.held < 1:
-            raise UserError(
-                "Evaluation linear_augmented needs at least one of rates, and held between 0 and 1: there are "
-                f"{len(self.rates)} rates, and held is {self.held}."
-            )
 
     @property
     def rule(self) -> Optimizer:

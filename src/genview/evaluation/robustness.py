@@ -13,6 +13,7 @@ from genview.evaluation.continuing import Row, digest_of_images, digest_of_weigh
 from genview.evaluation.corruptions import STRENGTHS, Corrupted, Corruption, Strengths
 from genview.evaluation.features import extract
 from genview.evaluation.named import named
+from genview.evaluation.options import COUNT, NOT_NEGATIVE, want, want_some
 from genview.evaluation.regression import Regressing, Regression, halved, top1
 from genview.evaluation.subject import Subject
 from genview.store import claim
@@ -29,7 +30,7 @@ class Robustness:
     CIFAR-C's for images of up to 64 px.
 
     Raises:
-        UserError: a severity is not within 1 to 5, or nothing is asked for.
+        UserError: a severity is not within 1 to 5, nothing is asked for, or a number is out of its range.
     """
 
     kind: Literal["robustness"] = "robustness"
@@ -48,6 +49,9 @@ class Robustness:
                 f"The robustness evaluation needs a corruption and severities from 1 to 5; it has "
                 f"{list(self.corruptions)} and {list(self.severities)}."
             )
+        want_some(self.kind, self, "l2")
+        want(self.kind, self, NOT_NEGATIVE, "l2")
+        want(self.kind, self, COUNT, "iterations")
 
     def run(self, subject: Subject) -> Iterator[Row]:
         """Yield ('robustness/top1', mean over corruptions and severities), then the parts.

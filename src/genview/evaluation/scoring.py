@@ -47,8 +47,8 @@ def training_labels(subject: Subject) -> Tensor:
     return labels
 
 
-def claimed(subject: Subject, settings: Supervised, backbone: Backbone) -> None:
-    """Mark the folder as the work of these settings, images and weights, or see that it is.
+def claimed(subject: Subject, settings: Supervised, backbone: Backbone, **more: object) -> None:
+    """Mark the folder as the work of these settings, images and weights, and of `more`, or see that it is.
 
     Raises:
         UserError: it is the work of others.
@@ -61,6 +61,7 @@ def claimed(subject: Subject, settings: Supervised, backbone: Backbone) -> None:
         "train": digest_of_images(subject.train),
         "test": digest_of_images(subject.test),
         "backbone": digest_of_weights(backbone),
+        **more,
     }
     claim(subject.folder, identity)
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from genview.errors import UserError
 from genview.evaluation.classifier import Classifier
 from genview.evaluation.finetune import tested
+from genview.evaluation.options import POSITIVE, duration, want, want_text
 from genview.evaluation.scoring import Scores, claimed, once, training_labels
 from genview.evaluation.subject import Subject
-from genview.evaluation.subsets import balanced, listed
+from genview.evaluation.subsets import balanced, digest_of_list, listed
 from genview.evaluation.supervised import Course, Supervised, steps_for
 from genview.images import Subset
 from genview.seeds import seed_of
@@ -40,6 +41,11 @@ class Labels:
         """The share as it is written: '1%'."""
         return f"{100 * self.share:g}%"
 
+    @property
+    def place(self) -> str:
+        """What its folders begin with."""
+        return f"share-{self.share:g}"
+
 
 @dataclass(frozen=True)
 class SemiSupervised(Supervised):
@@ -47,6 +53,10 @@ class SemiSupervised(Supervised):
 
     Each time, subset, head, order and crops are drawn anew; with a list, all but the subset. A training is never
     shorter than `at_least`: 20 epochs are 1,000 steps on 1 % of ImageNet, but few on small sets.
+
+    Raises:
+        UserError: two of `labels` have one share, after which results are named, a rate is not above 0, or a duration
+            is none.
     """
 
     protocol: ClassVar[str] = "semi-1"
@@ -57,6 +67,19 @@ class SemiSupervised(Supervised):
     labels: tuple[Labels, ...] = (Labels(0.01, rate=0.002, head_rate=0.5), Labels(0.1, rate=0.01, head_rate=0.2))
     repeats: int = 3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        want_text(self.kind, self, duration, "at_least")
+        self._want_ranges()
+        for labels in self.labels:
+            want(self.kind, labels, POSITIVE, "rate", "head_rate")
+        names, places = [one.name for one in self.labels], {one.place for one in self.labels}
+        if min(len(set(names)), len(places)) < len(names):
+            raise UserError(
+                f"Evaluation semi names results after the share of the labels, and has several of one: {names}. Give "
+                "each share once; the same with other rates or another list is another evaluation of kind semi."
+            )
+
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('semi/top1@SHARE', mean over repeats), 'semi/std@SHARE' of top1, and top5 with over 5 classes.
 
@@ -65,9 +88,9 @@ class SemiSupervised(Supervised):
         Raises:
             UserError: labels or images are missing, settings cannot work, or a loss is not finite.
         """
-        self.check()
         known = training_labels(subject)
-        claimed(subject, self, subject.load())
+        lists = {labels.list: digest_of_list(Path(labels.list)) for labels in self.labels if labels.list}
+        claimed(subject, self, subject.load(), **{"lists": lists} if lists else {})
         for labels in self.labels:
             found = [self._once(subject, known, labels, n) for n in range(self.repeats)]
             for name in found[0]:
@@ -75,9 +98,7 @@ class SemiSupervised(Supervised):
                 if name == "top1" and len(found) > 1:
                     yield f"semi/std@{labels.name}", stdev(scores[name] for scores in found)
 
-    def check(self) -> None:
-        """See that numbers are in their ranges."""
-        super().check()
+    def _want_ranges(self) -> None:
         wrong = [labels.share for labels in self.labels if not 0 < labels.share <= 1]
         if wrong or self.repeats < 1 or not self.labels:
             raise UserError(
@@ -87,7 +108,7 @@ class SemiSupervised(Supervised):
             )
 
     def _once(self, subject: Subject, known: Tensor, labels: Labels, repeat: int) -> Scores:
-        folder = subject.folder / f"share-{labels.share:g}-{repeat}"
+        folder = subject.folder / f"{labels.place}-{repeat}"
         return once(folder, lambda: self._scores(subject, known, labels, repeat, folder))
 
     def _scores(self, subject: Subject, known: Tensor, labels: Labels, repeat: int, folder: Path) -> Scores:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genview.errors import UserError
+from genview.evaluation.continuing import digest_of_file
 from genview.images import ImageSource
 from genview.seeds import seed_of
 
@@ -57,6 +58,16 @@ def listed(source: ImageSource, path: Path, share: float) -> list[int]:
             "them: results are named after the share, so say what it is."
         )
     return chosen
+
+
+def digest_of_list(path: Path) -> str:
+    """Name the content of a list.
+
+    Raises:
+        UserError: it cannot be read, or names nothing.
+    """
+    _names(path)
+    return digest_of_file(path)
 
 
 def _names(path: Path) -> list[str]:

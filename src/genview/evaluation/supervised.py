@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from genview.errors import UserError
 from genview.evaluation.augmented import Augmented, Example, together
 from genview.evaluation.features import Reading
+from genview.evaluation.options import duration, want_text
 from genview.images import ImageSource
 from genview.images.order import positions
 from genview.images.source import silent
@@ -45,6 +46,9 @@ class Supervised:
     `smallest_crop` (a share of the area) and `flip` (a probability) are the augmentation. To be scored, an image is
     resized so that its shortest side is the size over `crop`, and the middle is cut out: 0.875 is 224 of 256.
     `precision` 'auto' is bfloat16 on GPUs that have it, else float32.
+
+    Raises:
+        UserError: a duration is none, or a number, also of a subclass's, is out of its range.
     """
 
     protocol: ClassVar[str]
@@ -60,12 +64,8 @@ class Supervised:
     crop: float = 0.875
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
-    def check(self) -> None:
-        """See that numbers are in their ranges.
-
-        Raises:
-            UserError: one is not.
-        """
+    def __post_init__(self) -> None:
+        want_text(self.kind, self, duration, "length", "warmup")
         if not (self.batch >= 1 and 0 < self.crop <= 1 and 0 < self.smallest_crop <= 1 and 0 <= self.flip <= 1):
             raise UserError(
                 f"Evaluation {self.kind} needs a batch of at least 1, crop and smallest_crop above 0 and at most 1, "

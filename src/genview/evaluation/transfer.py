@@ -19,6 +19,7 @@ from genview.evaluation.continuing import Row, digest_of_images, digest_of_weigh
 from genview.evaluation.features import Features, Reading, extract, split
 from genview.evaluation.knn import Knn
 from genview.evaluation.named import named
+from genview.evaluation.options import COUNT, NOT_NEGATIVE, want, want_some
 from genview.evaluation.regression import Regressing, halved, mean_per_class, top1
 from genview.evaluation.subject import Subject
 from genview.images import ImageSource, SingleImages, TorchvisionImages
@@ -122,7 +123,7 @@ class Transfer:
     images together. A set without validation images has `held` of its training images taken for them.
 
     Raises:
-        UserError: there is no set, two have one name, or a name cannot be that of a file.
+        UserError: there is no set, two have one name, a name cannot be that of a file, or a number is out of range.
     """
 
     sets: tuple[NamedSet | OwnSet, ...]
@@ -140,6 +141,9 @@ class Transfer:
             raise UserError(
                 f"The transfer evaluation needs sets with names of their own and without '/'; it has {names}."
             )
+        want_some(self.kind, self, "l2")
+        want(self.kind, self, NOT_NEGATIVE, "l2")
+        want(self.kind, self, COUNT, "iterations", "k")
 
     def run(self, subject: Subject) -> Iterator[Row]:
         """Yield ('transfer/mean/linear', mean over sets of their usual measure), then those of each set.

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from genview.encoders import Backbone
 from genview.encoders.given import GivenBackbone
+from genview.encoders.vit import check_image_size
 from genview.errors import UserError
 from genview.evaluation import Evaluation, Knn, Linear, Reading, Subject, judge, name_of, portray
 from genview.experiment.load import dump, to_yaml
@@ -83,9 +84,11 @@ class Examination:
         """Load the backbone onto the device; `say` is told which weights are left out.
 
         Raises:
-            UserError: see `GivenBackbone.load`.
+            UserError: the backbone does not take images of `size`, or see `GivenBackbone.load`.
         """
-        return self.backbone.load(say).to(self.on)
+        backbone = self.backbone.load(say)
+        check_image_size(backbone.net, self.size, "size")
+        return backbone.to(self.on)
 
 
 def examine(examination: Examination, out: Path, tell: Tell) -> RunFolder:

@@ -12,6 +12,7 @@ import yaml
 
 from genview.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, BackboneSettings, load
 from genview.encoders.foreign import Foreign, Hints, read_foreign
+from genview.encoders.vit import built_for, check_image_size
 from genview.errors import UserError
 from genview.experiment.facts import facts_of, name_of
 from genview.experiment.load import load as load_experiment
@@ -44,9 +45,12 @@ def export_backbone(wish: Wish, say: Say) -> None:
     """Export; `say` is told what was recognised, taken and left out, how the check came out, and how to go on.
 
     Raises:
-        UserError: there is no backbone, it does not fit, or the layout has no place for it.
+        UserError: there is no backbone, it does not fit, the layout has no place for it, it does not take images of
+            that size, or `out` cannot be a new folder.
     """
+    _check(wish)
     source, facts = _found(wish, say)
+    check_image_size(source.backbone.net, source.size, "--size")
     target = TARGETS[wish.to]
     say(f"Writing {target.what} …")
     agreed = export_to(target, source, facts, wish.out)
@@ -56,6 +60,14 @@ def export_backbone(wish: Wish, say: Say) -> None:
     say(f"Load it:\n{lines}")
     if wish.to == "timm":
         say(f"Judge it, in a file for `genview evaluate`:\n{_as_backbone(source, wish.out)}")
+
+
+def _check(wish: Wish) -> None:
+    """Refuse what no backbone can be exported to, before one is read."""
+    if wish.size is not None and wish.size < 1:
+        raise UserError(f"--size is the side of images in pixels, 1 or more, and {wish.size} is none.")
+    if file := next((place for place in (wish.out, *wish.out.parents) if place.is_file()), None):
+        raise UserError(f"The folder {wish.out} cannot be made: {file} is a file. Name a new folder with --out.")
 
 
 def _found(wish: Wish, say: Say) -> tuple[Source, Facts]:
@@ -95,6 +107,11 @@ def _of_run(wish: Wish, run: RunFolder, weights: Path, say: Say) -> tuple[Source
 def _of_folder(wish: Wish, say: Say) -> tuple[Source, Facts]:
     """Read a folder of timm's layout of the hub, or one that `genview export` wrote."""
     file, config = wish.place / "model.safetensors", _config(wish.place / "config.json")
+    if not file.exists() and (wish.place / "model.onnx").is_file():
+        raise UserError(
+            f"{wish.place} is an ONNX folder, which cannot be read back into a network of timm's. Export what it was "
+            "made from: the run folder, or a folder that was written --to timm."
+        )
     known = config.get("genview") or _known_by_timm(config)
     hints = wish.hints
     if known:
@@ -142,8 +159,9 @@ def _of_file(wish: Wish, file: Path, name: str, say: Say) -> tuple[Source, Facts
     foreign = read_foreign(file, wish.hints)
     for line in foreign.described():
         say(line)
-    size = wish.size or foreign.settings.args.get("img_size", 224)
-    return Source(foreign.settings, foreign.backbone(), size), _foreign_facts(foreign, name, wish.data)
+    backbone = foreign.backbone()
+    size = wish.size or (built_for(backbone.net) or (224,))[0]
+    return Source(foreign.settings, backbone, size), _foreign_facts(foreign, name, wish.data)
 
 
 def _foreign_facts(foreign: Foreign, name: str, data: str | None) -> Facts:

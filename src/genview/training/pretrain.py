@@ -12,6 +12,7 @@ from torch import nn
 from genview.distributed import rank, world_size
 from genview.encoders.backbone import Backbone, export
 from genview.encoders.pretrained import OF_TRAINING, trunk_weights
+from genview.encoders.vit import check_image_size
 from genview.errors import UserError
 from genview.methods import Learner, Method
 from genview.pairs import Pairs, PairSettings
@@ -102,9 +103,11 @@ def built(
     """Build the learner as the settings want it, on its device; `say` is told which given weights are left out.
 
     Raises:
-        UserError: method and settings do not go together, or the weights to start from cannot be had or do not fit.
+        UserError: method and settings do not go together, the backbone does not take views of that size, or the
+            weights to start from cannot be had or do not fit.
     """
     backbone = Backbone(settings.backbone)
+    check_image_size(backbone.net, views.size, "pairs.size")
     if settings.start_from is not None:  # before a teacher copies it
         backbone.net.load_state_dict(trunk_weights(settings.backbone, settings.start_from, OF_TRAINING, say))
     learner = method.build(backbone)

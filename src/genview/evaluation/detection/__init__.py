@@ -19,6 +19,7 @@ from genview.evaluation.detection.data import Objects
 from genview.evaluation.detection.model import Norms, Precision, detector
 from genview.evaluation.detection.score import What, average_precision, detect
 from genview.evaluation.detection.train import train
+from genview.evaluation.options import COUNT, POSITIVE, length, want, want_some, want_text
 from genview.evaluation.subject import Subject
 from genview.store import claim, write_bytes
 
@@ -50,6 +51,9 @@ class Detection:
         longest: side in pixels that no image exceeds.
         width: channels of the pyramid; the box head has four times as many.
         precision: of backbone and pyramid; 'auto' is bfloat16 on GPUs that are made for it, else float32.
+
+    Raises:
+        UserError: a number is out of its range, there is no side, or `length` is no duration.
     """
 
     train: str
@@ -72,6 +76,12 @@ class Detection:
     precision: Precision = "auto"
 
     protocol: ClassVar[str] = "detection-1"
+
+    def __post_init__(self) -> None:
+        want_text(self.kind, self, length, "length")
+        want_some(self.kind, self, "short")
+        want(self.kind, self, COUNT, "batch", "short", "longest", "width")
+        want(self.kind, self, POSITIVE, "rate")
 
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('detection/box/ap', …), ap50 and ap75, and the same of 'detection/mask' with `masks`.
