@@ -85,7 +85,8 @@ def _want_finite(rows: Tensor, source: ImageSource, indices: Tensor) -> None:
     if len(bad):
         raise UserError(
             f"The backbone's features of '{source.key(int(bad[0]))}' are not finite, so it cannot be judged: its "
-            "training has diverged. Lower training.optimizer.rate, lengthen training.warmup, or use float32."
+            "weights are damaged, or its training has diverged (lower training.optimizer.rate, lengthen "
+            "training.warmup, or use float32)."
         )
 
 
