@@ -84,32 +84,17 @@ class Subset:
         return self.source.label(int(self.indices[i]))
 
 
-class Labelled:
-    """A source whose labels are numbers of other classes, by name; see `labelled_as`."""
+class Labelled(Subset):
+    """All images of a source, with labels that number other classes, by name; see `labelled_as`."""
 
     def __init__(self, source: ImageSource, classes: tuple[str, ...]) -> None:
-        self.source, self.classes = source, classes
+        super().__init__(source, np.arange(len(source)))
         numbers = {name: number for number, name in enumerate(classes)}
-        self._numbers = [numbers[name] for name in source.classes]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def key(self, i: int) -> str:
-        """As in the source."""
-        return self.source.key(i)
-
-    def image(self, i: int) -> Image.Image:
-        """As in the source."""
-        return self.source.image(i)
-
-    def opened(self, i: int) -> Opened:
-        """As in the source."""
-        return opened(self.source, i)
+        self.classes, self._numbers = classes, [numbers[name] for name in source.classes]
 
     def label(self, i: int) -> int | None:
         """The number of the class among `classes`."""
-        label = self.source.label(i)
+        label = super().label(i)
         return None if label is None else self._numbers[label]
 
 
