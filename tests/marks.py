@@ -64,6 +64,8 @@ def happen(kind: str) -> None:
         raise ValueError("made so")
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "stop":  # as a training does that hears SIGTERM
+        raise KeyboardInterrupt
     if kind == "user":
         raise UserError("the disk is full: free some space")
 

@@ -36,18 +36,22 @@ def test_all_shards_are_done_and_finished_ones_are_not_done_again(launcher: Laun
     assert len(work.lines()) == before, "no model is loaded for nothing"
 
 
-def test_a_shard_goes_to_another_worker_when_its_own_dies_or_raises(tmp_path: Path) -> None:
-    work = Marks(tmp_path, {1: "die", 3: "raise"})
+def test_a_shard_goes_to_another_worker_when_its_own_dies_or_raises(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    work = Marks(tmp_path, {1: "die", 3: "raise", 5: "stop"})
     notes: list[str] = []
     launch(Local(2, ("cpu",)), work, range(6), lambda *told: notes.append(told[2]))
     assert work.all_done(6) == list(range(6))
-    for shard in (1, 3):
+    for shard in (1, 3, 5):
         first, second = work.attempts(shard)
         assert first != second
-    assert "2 attempts failed" in notes
+    assert "3 attempts failed" in notes
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
     kept = {path.name[:11]: path.read_text() for path in (tmp_path / "failures").iterdir()}
     assert "SIGKILL" in kept["shard-00001"]
     assert "ValueError: made so" in kept["shard-00003"]
+    assert "exit code 143" in kept["shard-00005"]
 
 
 @pytest.mark.parametrize("launcher", [Local(1, ("cpu",)), Indexed(0, 1, patience=0.2)])

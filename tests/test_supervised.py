@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +150,21 @@ def test_resume_equals_no_interruption(
     weights = cut.trained.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in whole.trained.state_dict().items())
     assert not any(torch.equal(fresh[name], value) for name, value in weights.items() if name.endswith("weight"))
+
+
+def test_ctrl_c_keeps_every_step(uninterrupted: tuple[Make, Heads | Classifier], tmp_path: Path) -> None:
+    """In the middle of an epoch, and where the last state is not a minute old."""
+    make, whole = uninterrupted
+    begun, cut = make(), make()
+    reading = Reading(
+        SIZE, tell=lambda _what, done, _total, _note: os.kill(os.getpid(), signal.SIGINT) if done == 5 else None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        course(tmp_path, begun, reading).run()
+    assert torch.load(tmp_path / "training.pt", weights_only=True)["step"] == 5
+    course(tmp_path, cut, Reading(SIZE)).run()
+    weights = cut.trained.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in whole.trained.state_dict().items())
 
 
 def test_a_probe_leaves_the_backbone_as_it_was(tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,7 @@ from genview.quality import Quality
 from genview.store import RunFolder, read_table
 from genview.training import TrainSettings, plan_of, pretrain
 from genview.training.best import Best
+from genview.training.interrupt import Interruption
 from genview.training.loggers import TensorBoard
 from genview.training.optimizer import Sgd
 from genview.training.pretrain import check_views
@@ -45,11 +50,19 @@ SETTINGS = TrainSettings(
 
 
 def train(
-    folder: Path, method: Method, settings: TrainSettings = SETTINGS, stop_at: int = 0, **more: object
+    folder: Path,
+    method: Method,
+    settings: TrainSettings = SETTINGS,
+    stop_at: int = 0,
+    at_step: Callable[[int], None] = lambda _: None,
+    **more: object,
 ) -> Backbone:
+    """Train; at step `stop_at` the run ends as a killed one does."""
+
     def tell(_what: str, done: int, _total: int, _note: str) -> None:
         if done == stop_at:
             raise KeyboardInterrupt
+        at_step(done)
 
     crops = Crops(count=2, size=16) if method.kind in ("swav", "dino") else None
     views = PairSettings(recipe="small", size=32, crops=crops)
@@ -82,6 +95,42 @@ def test_resume_equals_no_interruption(stop_at: int, tmp_path: Path) -> None:
         train(tmp_path / "cut", METHODS[0], stop_at=stop_at)
     train(tmp_path / "cut", METHODS[0])
     assert_equal_runs(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"), 9)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_every_step_and_the_rest_is_as_if_nothing_had_been(
+    kind: signal.Signals, tmp_path: Path
+) -> None:
+    """Also where a workload manager ends the workers of the data loader with it."""
+    settings = replace(SETTINGS, workers=2)
+
+    def everybody(step: int) -> None:
+        if step == 2:  # from another process, as torch's workers take signals of their parent for its wish
+            everyone = [os.getpid(), *(child.pid for child in active_children())]
+            subprocess.run(["kill", "-s", str(kind.value), *map(str, everyone)], check=True)
+
+    train(tmp_path / "whole", METHODS[0])
+    run = RunFolder(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        train(run.root, METHODS[0], settings, at_step=everybody)
+    assert torch.load(run.checkpoints / "last.pt", weights_only=True)["step"] == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    train(run.root, METHODS[0], settings)
+    assert_equal_runs(RunFolder(tmp_path / "whole"), run, 9)
+
+
+def test_workers_that_end_while_they_are_waited_for_are_an_error_unless_a_signal_ended_them() -> None:
+    def batches(interruption: Interruption, *, asked: bool) -> Iterator[int]:
+        yield 1
+        interruption.asked = asked
+        raise RuntimeError("a worker died")
+
+    heard = Interruption()
+    assert list(heard.until_asked(batches(heard, asked=True))) == [1]
+    assert list(heard.until_asked([2, 3])) == []
+    with pytest.raises(RuntimeError, match="a worker died"):
+        list(Interruption().until_asked(batches(heard, asked=False)))
 
 
 SCORES = (0.1, 0.5, 0.3, 0.9, 0.2, 0.7, 0.4, 0.6, 0.8)

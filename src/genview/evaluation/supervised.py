@@ -25,6 +25,7 @@ from genview.seeds import seed_of
 from genview.store import sweep
 from genview.training.devices import alone
 from genview.training.duration import steps_of
+from genview.training.interrupt import Interruption
 from genview.training.loop import seed_layers
 from genview.training.optimizer import Optimizer, grouped, schedule
 from genview.training.state import TrainState
@@ -160,12 +161,15 @@ class _Loop:
         course, tell = self.course, self.course.reading.tell or silent
         self.module.train()
         before: Tensor | None = None
-        for batch in self._batches():
-            losses = self._step(batch)
-            self._keep(losses)
-            if before is not None:  # a look at the present losses would make the processor wait for the device
-                tell(course.name, self.state.step, course.steps, f"loss {self._checked(before, 1):.4f}")
-            before = losses
+        with Interruption() as interruption:
+            for batch in interruption.until_asked(self._batches()):
+                losses = self._step(batch)
+                self._keep(losses)
+                if before is not None:  # a look at the present losses would make the processor wait for the device
+                    tell(course.name, self.state.step, course.steps, f"loss {self._checked(before, 1):.4f}")
+                before = losses
+            if interruption.asked:
+                self._stop(before)
 
     def _step(self, batch: Example) -> Tensor:
         course, step, device = self.course, self.state.step, self.fabric.device
@@ -194,9 +198,18 @@ class _Loop:
         epoch, last = len(self.course.source) // self.course.batch, self.state.step == self.course.steps
         late = time.monotonic() - self.saved >= PAUSE
         if last or (late and self.state.step % epoch == 0):
-            self._checked(losses, 0)
-            self.state.save(self.course.kept)
-            self.saved = time.monotonic()
+            self._save(losses)
+
+    def _save(self, losses: Tensor) -> None:
+        self._checked(losses, 0)
+        self.state.save(self.course.kept)
+        self.saved = time.monotonic()
+
+    def _stop(self, last: Tensor | None) -> None:
+        """Save what is reached, and stop."""
+        if last is not None:
+            self._save(last)
+        raise KeyboardInterrupt
 
     def _checked(self, losses: Tensor, ago: int) -> float:
         """Return the smallest of the losses, once it is sure that there is one: a head that diverged has lost."""

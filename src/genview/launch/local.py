@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -141,12 +142,16 @@ def _serve(pipe: Connection, work: Work, device: str, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     doer = Doer(work)
-    with contextlib.suppress(EOFError, ConnectionError):  # the parent closed the pipe
+    try:
         told = doer.prepare(device)
         while told[0] in ("ready", "done"):
             pipe.send(told)
             told = doer.do(pipe.recv())
         pipe.send(told)
+    except (EOFError, ConnectionError):  # the parent closed the pipe
+        return
+    except KeyboardInterrupt:  # a training that heard SIGTERM has saved what it had
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _end_with_parent() -> None:

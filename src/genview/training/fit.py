@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,21 +123,20 @@ class Fitting:
     def run_through(self) -> None:
         """Take every step from the state's to the last."""
         with Interruption() as interruption:
-            batches = self.task.batches(self.state.step, self.fabric.device)
-            while True:
-                try:
-                    with self.record.waiting():
-                        window = next(batches, None)
-                except RuntimeError:
-                    if not interruption.asked:  # else a worker heard it first
-                        raise
-                    self._stop()
-                if window is None:
-                    return
+            for window in interruption.until_asked(self._windows()):
                 self.take_step(window.pixels.to(self.fabric.device, non_blocking=True))
                 self._after(window)
-                if interruption.asked:
-                    self._stop()
+            if interruption.asked:
+                self._stop()
+
+    def _windows(self) -> Iterator[Window]:
+        batches = self.task.batches(self.state.step, self.fabric.device)
+        while True:
+            with self.record.waiting():
+                window = next(batches, None)
+            if window is None:
+                return
+            yield window
 
     def take_step(self, pixels: Tensor) -> None:
         """One optimizer step on windows uint8 B×3×S×S.

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 HEARD = (signal.SIGINT, signal.SIGTERM)
+CHILD = getattr(signal, "SIGCHLD", None)
+"""By this torch hears that a worker of a data loader has ended, and raises wherever the step is. A workload manager
+signals the workers, too, so once a stop is asked for it is let pass. (Windows has none.)"""
+T = TypeVar("T")
 
 
 class Interruption:
@@ -33,6 +38,20 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def until_asked(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches as long as nobody asks to stop; one that was yielded is finished first."""
+        each = iter(batches)
+        while not self.asked:
+            try:
+                batch = next(each)
+            except StopIteration:
+                return
+            except RuntimeError:
+                if not self.asked:
+                    raise
+                return  # the signal ended workers of the data loader while they were waited for
+            yield batch
+
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             if number == signal.SIGTERM:
@@ -41,3 +60,9 @@ class Interruption:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if CHILD is not None:
+            self._before[CHILD] = signal.signal(CHILD, _leave)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing. With SIG_DFL in its place Python complains of a signal that waits to be handled."""

@@ -22,6 +22,7 @@ from genview.pairs import PairBatch, Pairs, collate
 from genview.quality import Quality
 from genview.seeds import seed_of
 from genview.training.best import Best
+from genview.training.interrupt import Interruption
 from genview.training.monitors import feature_std, rank_me, tails
 from genview.training.optimizer import schedule
 from genview.training.record import Record
@@ -74,18 +75,26 @@ class Loop:
     features: Tensor | None = None
 
     def run_through(self) -> None:
-        """Take every step from the state's to the last."""
+        """Take every step from the state's to the last.
+
+        Raises:
+            UserError: a loss is not finite.
+            KeyboardInterrupt: Ctrl-C or SIGTERM was heard; what is reached is saved.
+        """
         if self.probe and self.settings.start_from is not None and self.state.step == 0 and rank() == 0:
             self._probe(self.probe, 0)
         hook = self.state.learner.backbone.register_forward_hook(self._keep_features)
         self.module.train()
         before: Step | None = None
-        for batch in self._batches():
-            step = self.step(batch)
-            # A look at the present loss would make the processor wait for the device; the one before is long there.
-            self._check(before if before and not self._due(step.number) else step)
-            self._after(step)
-            before = step
+        with Interruption() as interruption:
+            for batch in interruption.until_asked(self._batches()):
+                step = self.step(batch)
+                # A look at the present loss would make the processor wait for the device; the last one is long there.
+                self._check(before if before and not self._due(step.number) else step)
+                self._after(step)
+                before = step
+            if interruption.asked:
+                self._stop(before)
         hook.remove()
 
     def step(self, batch: PairBatch) -> Step:
@@ -152,10 +161,21 @@ class Loop:
             self._measure(step)
         if self.probe and self._time_for(self.plan.probe, step.number) and rank() == 0:
             self._probe(self.probe, step.number)
-        if self._time_for(self.plan.save, step.number) and rank() == 0:
+        if self._time_for(self.plan.save, step.number):
+            self._save()
+
+    def _save(self) -> None:
+        if rank() == 0:
             self.record.keep()
             self.state.save(self.record.run.checkpoints / "last.pt")
             self.best.settle()
+
+    def _stop(self, last: Step | None) -> None:
+        """Save what is reached, and stop."""
+        if last:
+            self._check(last)
+            self._save()
+        raise KeyboardInterrupt
 
     def _probe(self, probe: Probe, number: int) -> None:
         """Note what the probe finds; its first score says which backbone is the best."""

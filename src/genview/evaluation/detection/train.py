@@ -146,16 +146,17 @@ class Training:
         """Take every step from the present one to the last."""
         every = min(KEPT_EVERY, max(1, len(self.objects) // self.settings.batch))
         with Interruption() as interruption:
-            for batch in self._batches():
+            for batch in interruption.until_asked(self._batches()):
                 losses = self._step(self._usable(batch))
                 self.step += 1
                 if self.reading.tell:
                     shown = " · ".join(f"{name} {value:.3f}" for name, value in losses.items())
                     self.reading.tell("detection", self.step, self.steps, shown)
-                if self.step % every == 0 or self.step == self.steps or interruption.asked:
+                if self.step % every == 0 or self.step == self.steps:
                     self.save()
-                if interruption.asked and self.step < self.steps:
-                    raise KeyboardInterrupt
+            if interruption.asked:
+                self.save()
+                raise KeyboardInterrupt
 
     def _batches(self) -> Iterator[list[Example]]:
         order = positions(
