@@ -86,6 +86,15 @@ def test_check_loads_it_and_tells_what_it_will_cost(folder: Path, said: Callable
     assert done.stdout.count("Left out: fc.* (2)\n") == 1, "in the words of export"
 
 
+def test_what_evaluations_name_is_looked_for_first(folder: Path, tmp_path: Path, said: Callable[..., Said]) -> None:
+    absent = "evaluation=[{kind: knn}, {kind: outliers, images: {kind: folder, root: /nowhere}}]"
+    for words in (("check", folder / "examine.yaml"), ("evaluate", folder / "examine.yaml", "--out", tmp_path)):
+        done = said(*words, "--set", absent)
+        assert done.returncode == 2
+        assert "There is no folder /nowhere" in done.stderr
+    assert not read_results(RunFolder(tmp_path).evaluation, "given")
+
+
 def test_the_classifier_is_left_out_and_everything_else_is_loaded(folder: Path) -> None:
     backbone = GivenBackbone("resnet18", str(folder / "model.safetensors"), ARGS, mean=(0.5,) * 3).load()
     state = safetensors.torch.load_file(folder / "model.safetensors")

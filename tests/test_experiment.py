@@ -25,7 +25,7 @@ from genview.experiment import (
     parse,
     to_yaml,
 )
-from genview.experiment.cost import own_negatives, views_too_late
+from genview.experiment.cost import own_negatives, views_too_late, warmup_too_long
 from genview.experiment.load import overridden
 from genview.generators import EmbeddedSettings, GeneratorSettings, UnclipSettings
 from genview.methods import MoCoV2, SimSiam
@@ -33,7 +33,7 @@ from genview.noise import Adaptive, Constant
 from genview.pairs import Pairs, SameClassViews
 from genview.quality import ExactWeigher
 from genview.store import RunFolder
-from genview.training import pretrain
+from genview.training import TrainSettings, pretrain
 from test_quality import HalvesAsTokens
 
 ROOT = Path(__file__).parent.parent
@@ -308,3 +308,11 @@ def test_views_that_would_begin_after_the_training_are_told() -> None:
     assert "has 3 epochs and no epoch 3" in line
     assert not list(views_too_late(made(**short, pairs={"views_from": 2}), 1000))
     assert not list(views_too_late(made(**short | {"generator": None}, pairs={"views_from": 3}), 1000))
+
+
+def test_a_warmup_that_the_training_does_not_outlast_is_told() -> None:
+    training = TrainSettings(length="640 images", warmup="10 steps", batch=64)
+    (line,) = warmup_too_long(training, 1000)
+    assert line.startswith("training.warmup: it takes 10 steps, and the training 640 images,")
+    assert not list(warmup_too_long(replace(training, warmup="9 steps"), 1000))
+    assert not list(warmup_too_long(replace(training, warmup="0 epochs"), 1000))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,32 @@ def test_one_of_an_array_does_what_a_killed_one_left(program: Program) -> None:
     assert kept.name.startswith(held[0].stem)
     assert "died at it" in kept.read_text()
     assert sum(len(work.attempts(shard)) for shard in range(8)) == 9, "one was begun twice, none three times"
+
+
+def test_processes_leave_to_others_what_they_are_at(tmp_path: Path) -> None:
+    """A second command in the same folder, whatever its launcher is, joins the first."""
+    work, leases = Marks(tmp_path), Leases(tmp_path / "leases", 60.0)
+    with leases.held("shard-00001") as held:
+        assert held
+        joining = threading.Thread(target=launch, args=(Local(1, ("cpu",)), work, range(3), silent))
+        joining.start()
+        wait_for(lambda: work.all_done(3) == [0, 2])
+        time.sleep(1.5)  # it looks for what is free every second
+        assert not work.attempts(1)
+        write_bytes(tmp_path / "1.done", b"")
+    joining.join()
+    assert not work.attempts(1)
+    assert not list((tmp_path / "leases").iterdir())
+
+
+def test_while_a_worker_is_at_a_shard_it_is_leased(program: Program) -> None:
+    other, work = program.begin("Local(1, ('cpu',))", count=2, seconds=2.0), Marks(program.folder)
+    wait_for(lambda: any(kind == "shard" for kind, _, _ in work.lines()))
+    assert [path.stem for path in (program.folder / "leases").iterdir()] == ["shard-00000"]
+    launch(Indexed(0, 1, patience=60.0), work, range(2), silent)
+    other.communicate()
+    assert other.returncode == 0
+    assert [len(work.attempts(shard)) for shard in range(2)] == [1, 1]
 
 
 def test_an_array_at_once_does_no_shard_twice(tmp_path: Path) -> None:

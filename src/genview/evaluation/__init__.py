@@ -5,7 +5,7 @@ from __future__ import annotations
 from genview.evaluation.detection import Detection
 from genview.evaluation.features import Features, Reading, extract, split, stratified
 from genview.evaluation.finetune import FineTune
-from genview.evaluation.judge import Judges, judge, name_of
+from genview.evaluation.judge import Judges, LooksAhead, judge, look_ahead, name_of
 from genview.evaluation.knn import Knn, knn_accuracy
 from genview.evaluation.linear import Linear
 from genview.evaluation.online import Online
@@ -27,6 +27,7 @@ __all__ = [
     "Judges",
     "Knn",
     "Linear",
+    "LooksAhead",
     "Online",
     "Outliers",
     "Probe",
@@ -38,6 +39,7 @@ __all__ = [
     "extract",
     "judge",
     "knn_accuracy",
+    "look_ahead",
     "name_of",
     "portray",
     "split",

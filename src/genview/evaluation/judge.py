@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -34,6 +34,36 @@ class Judges(Protocol):
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('KIND/MEASURE', value in [0, 1]), what is quoted first."""
         ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """An evaluation that can tell before a training that it will not work after it."""
+
+    def look_ahead(self, subject: Subject) -> None:
+        """See that what it names is there and fits; nothing is written, and the backbone need not be trained.
+
+        Raises:
+            UserError: it is not, or does not.
+        """
+        ...
+
+
+def look_ahead(subject: Subject, evaluations: Sequence[Judges], tell: Tell = silent) -> None:
+    """Let evaluations look for what they name, as their turn may come after days of training.
+
+    Those that have a result in the subject's folder are passed over.
+
+    Raises:
+        UserError: one of them cannot work.
+    """
+    left = [one for one in evaluations if not (subject.folder / f"{name_of(one)}.json").exists()]
+    looking = [evaluation for evaluation in left if isinstance(evaluation, LooksAhead)]
+    for done, evaluation in enumerate(looking):
+        tell("look ahead", done, len(looking), evaluation.kind)
+        evaluation.look_ahead(subject)
+    if looking:
+        tell("look ahead", len(looking), len(looking), "")
 
 
 def judge(

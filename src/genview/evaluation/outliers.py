@@ -47,6 +47,14 @@ class Outliers:
         want_some(self.kind, self, "scores")
         want(self.kind, self, COUNT, "k")
 
+    def look_ahead(self, subject: Subject) -> None:
+        """Look for the images.
+
+        Raises:
+            UserError: there are none.
+        """
+        self.images.build(tell=subject.reading.tell or silent)
+
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('outliers/SCORE/auroc', chance that an outlier's score is above a test image's)."""
         train, test = subject.features

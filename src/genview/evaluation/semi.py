@@ -80,6 +80,16 @@ class SemiSupervised(Supervised):
                 "each share once; the same with other rates or another list is another evaluation of kind semi."
             )
 
+    def look_ahead(self, subject: Subject) -> None:
+        """See that lists name images to learn on.
+
+        Raises:
+            UserError: see `listed`.
+        """
+        for labels in self.labels:
+            if labels.list:
+                listed(subject.train, Path(labels.list), labels.share)
+
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('semi/top1@SHARE', mean over repeats), 'semi/std@SHARE' of top1, and top5 with over 5 classes.
 

@@ -145,6 +145,16 @@ class Transfer:
         want(self.kind, self, NOT_NEGATIVE, "l2")
         want(self.kind, self, COUNT, "iterations", "k")
 
+    def look_ahead(self, subject: Subject) -> None:
+        """Open the sets, but for those of torchvision's that may have to be fetched.
+
+        Raises:
+            UserError: one is not there, has no labels, or its parts have different classes.
+        """
+        for one in self.sets:
+            if not (isinstance(one, NamedSet) and one.download):
+                checked(one.name, one.split(subject.seed, subject.reading.tell or silent))
+
     def run(self, subject: Subject) -> Iterator[Row]:
         """Yield ('transfer/mean/linear', mean over sets of their usual measure), then those of each set.
 

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import torch
 
+from genview.experiment.evaluating import check_evaluations
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
 from genview.generators import Img2ImgSettings
 from genview.generators.shard import encoded
 from genview.generators.trial import batch_for, trial
 from genview.images import batches
+from genview.images.source import silent
 from genview.methods import Method, MoCoV2
 from genview.pairs import PairSettings
 from genview.report.words import span
@@ -47,17 +49,17 @@ def cost(experiment: Experiment, stages: Stages) -> Iterator[str]:
     """Yield lines that say how long each stage will take and what it will write.
 
     Raises:
-        UserError: the images or the weights cannot be had; better now than in the middle of a run.
+        UserError: images, weights or what evaluations name cannot be had; better now than in the middle of a run.
     """
     images = len(stages.sources.train)
     held = stages.sources.validation
+    check_evaluations(stages, silent)
     yield f"images: {images:,} to train on" + (f", {len(held):,} held out to choose the best by" if held else "")
     if experiment.generator is not None:
         yield from (item.text for item in view_costs(experiment, stages, images))
     weighted = experiment.quality is not None
     yield training_cost(experiment.method, experiment.training, experiment.pairs, images, weighted=weighted).text
-    yield from own_negatives(experiment.method, images, experiment.training.batch)
-    yield from views_too_late(experiment, images)
+    yield from doubts(experiment, images)
     if experiment.baseline:
         yield "baseline: the same again, without weighing"
 
@@ -113,6 +115,13 @@ def training_cost(
     return Item("pretrain", words, seconds)
 
 
+def doubts(experiment: Experiment, images: int) -> Iterator[str]:
+    """Yield a line for each setting that can hardly be meant."""
+    yield from own_negatives(experiment.method, images, experiment.training.batch)
+    yield from views_too_late(experiment, images)
+    yield from warmup_too_long(experiment.training, images)
+
+
 def own_negatives(method: Method, images: int, batch: int) -> Iterator[str]:
     """Yield a line if the queue of MoCo v2 is so long that images meet keys of their own among their negatives."""
     if not isinstance(method, MoCoV2):
@@ -133,6 +142,18 @@ def views_too_late(experiment: Experiment, images: int) -> Iterator[str]:
         yield (
             f"pairs.views_from: the training has {epochs:g} epochs and no epoch {first}, so all its pairs are of the "
             "originals. Lower it, or lengthen training.length"
+        )
+
+
+def warmup_too_long(training: TrainSettings, images: int) -> Iterator[str]:
+    """Yield a line if the training ends before its rate has risen."""
+    steps, warmup = (
+        steps_of(text, images=images, batch=training.batch) for text in (training.length, training.warmup)
+    )
+    if warmup >= steps:
+        yield (
+            f"training.warmup: it takes {training.warmup}, and the training {training.length}, so it never gets to "
+            "optimizer.rate. Shorten it, or lengthen training.length"
         )
 
 

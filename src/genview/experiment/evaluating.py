@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,25 @@ import torch
 
 from genview.encoders import Backbone
 from genview.encoders.backbone import load as load_backbone
-from genview.evaluation import Online, Reading, Subject, judge, name_of, portray
+from genview.evaluation import Online, Reading, Subject, judge, look_ahead, name_of, portray
 from genview.experiment.schema import Experiment
 from genview.store import Evaluated, RunFolder, want_results
 from genview.training.pretrain import Tell
 
 if TYPE_CHECKING:
     from genview.experiment.stages import Stages
+
+
+def check_evaluations(stages: Stages, tell: Tell) -> None:
+    """See that the evaluations will work, before a training.
+
+    Raises:
+        UserError: see `look_ahead`.
+    """
+    experiment = stages.experiment
+    if stages.sources.test is not None:
+        subject = _subject(stages, "last", lambda: Backbone(experiment.training.backbone), tell)
+        look_ahead(subject, experiment.evaluation, tell)
 
 
 def judge_run(stages: Stages, tell: Tell) -> None:
@@ -42,18 +55,24 @@ def judge_run(stages: Stages, tell: Tell) -> None:
 
 def _judge(stages: Stages, name: str, weights: Path, tell: Tell) -> list[Evaluated]:
     """Judge one backbone."""
-    experiment, folder, roles = stages.experiment, stages.run.evaluation / name, stages.sources
-    assert roles.labelled is not None
-    assert roles.test is not None
+    experiment, folder = stages.experiment, stages.run.evaluation / name
 
     def load() -> Backbone:
         return load_backbone(experiment.training.backbone, weights).to(stages.device)
 
-    reading = replace(_reading(stages), workers=experiment.training.workers, tell=tell)
-    subject = Subject(load, roles.labelled, roles.test, reading, experiment.seed, folder)
+    subject = _subject(stages, name, load, tell)
     if name == "last" and experiment.evaluation:
         portray(subject, stages.run.evaluation)  # first, so that its features are there for the evaluations
     return judge(subject, experiment.evaluation, folder, name, tell)
+
+
+def _subject(stages: Stages, name: str, load: Callable[[], Backbone], tell: Tell) -> Subject:
+    """A backbone of a run, and the images to judge it with."""
+    experiment, roles = stages.experiment, stages.sources
+    assert roles.labelled is not None
+    assert roles.test is not None
+    reading = replace(_reading(stages), workers=experiment.training.workers, tell=tell)
+    return Subject(load, roles.labelled, roles.test, reading, experiment.seed, stages.run.evaluation / name)
 
 
 def is_judged(experiment: Experiment, run: RunFolder) -> bool:

@@ -17,7 +17,7 @@ from genview.encoders import Backbone
 from genview.encoders.given import GivenBackbone
 from genview.encoders.vit import check_image_size
 from genview.errors import UserError
-from genview.evaluation import Evaluation, Knn, Linear, Reading, Subject, judge, name_of, portray
+from genview.evaluation import Evaluation, Knn, Linear, Reading, Subject, judge, look_ahead, name_of, portray
 from genview.experiment.load import dump, to_yaml
 from genview.experiment.roles import Roles, built, roles_of
 from genview.images import ImageSettings
@@ -90,6 +90,13 @@ class Examination:
         check_image_size(backbone.net, self.size, "size")
         return backbone.to(self.on)
 
+    def subject(self, roles: Roles, load: Callable[[], Backbone], run: RunFolder, tell: Tell = silent) -> Subject:
+        """What the evaluations are given."""
+        assert roles.labelled is not None
+        assert roles.test is not None
+        reading = Reading(self.size, self.batch, self.workers, self.on, tell, run.quarantine)
+        return Subject(load, roles.labelled, roles.test, reading, self.seed, run.evaluation / "given")
+
 
 def examine(examination: Examination, out: Path, tell: Tell) -> RunFolder:
     """Judge the backbone; what was judged before in this folder is left. `tell` is told which weights are left out.
@@ -99,14 +106,12 @@ def examine(examination: Examination, out: Path, tell: Tell) -> RunFolder:
     """
     run = RunFolder(out)
     folder, roles = run.evaluation / "given", examination.roles(out / "index", tell)
-    assert roles.labelled is not None
-    assert roles.test is not None
     claim(folder, _identity(examination))
     write_bytes(run.experiment, to_yaml(examination).encode())
     want_results(run.evaluation, [name_of(evaluation) for evaluation in examination.evaluation])
-    reading = Reading(examination.size, examination.batch, examination.workers, examination.on, tell, run.quarantine)
     load = partial(examination.load, cache(lambda line: tell("weights", 1, 1, line)))  # once, not for every copy
-    subject = Subject(load, roles.labelled, roles.test, reading, examination.seed, folder)
+    subject = examination.subject(roles, load, run, tell)
+    look_ahead(subject, examination.evaluation, tell)
     portray(subject, run.evaluation)
     judge(subject, examination.evaluation, folder, "given", tell)
     return run
@@ -116,12 +121,13 @@ def examination_cost(examination: Examination) -> Iterator[str]:
     """Yield lines that say what is judged with what, and how long the backbone will look at the images.
 
     Raises:
-        UserError: images or weights cannot be had.
+        UserError: images, weights or what evaluations name cannot be had.
     """
     said = list[str]()
     roles, backbone = examination.roles(), examination.load(said.append).eval()
     assert roles.labelled is not None
     assert roles.test is not None
+    look_ahead(examination.subject(roles, examination.load, RunFolder(Path())), examination.evaluation)
     count = sum(value.numel() for value in backbone.parameters())
     yield f"backbone: {count:,} weights, {backbone.width} features, every weight in its place"
     yield from said

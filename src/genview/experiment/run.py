@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from genview.distributed import rank
+from genview.experiment.evaluating import check_evaluations
 from genview.experiment.making import analyse_images, generate_views
 from genview.experiment.schema import Experiment
 from genview.experiment.stages import Stages
@@ -23,6 +24,7 @@ def run_all(experiment: Experiment, out: Path, launcher: Launcher, tell: Tell) -
     """
     stages = Stages.open(experiment, out, tell)
     plan_of(experiment.training, len(stages.sources.train))
+    check_evaluations(stages, tell)
     if experiment.generator is not None:
         analyse_images(stages, launcher, tell)
         if not imported(stages.run.views):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from genview.errors import UserError
-from genview.experiment.evaluating import is_judged
+from genview.experiment.evaluating import check_evaluations, is_judged
 from genview.experiment.grid import Grid, GridRun
 from genview.experiment.load import to_yaml
 from genview.experiment.schema import Experiment
@@ -101,6 +101,7 @@ class Runs:
         stages = replace(stages, experiment=replace(run.experiment, training=training), wanted_device=own)
         plan_of(training, len(stages.sources.train))
         tell = _naming(run.name, self.tell)
+        check_evaluations(stages, tell)
         stages.pretrain(tell)
         stages.evaluate(tell)
         stages.report(tell)

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from genview.experiment.cost import own_negatives, training_cost, view_costs, views_too_late
+from genview.experiment.cost import doubts, training_cost, view_costs
+from genview.experiment.evaluating import check_evaluations
 from genview.experiment.grid import Grid
 from genview.experiment.load import dump
 from genview.experiment.schema import Experiment, essential
 from genview.experiment.sharing import Shared, making_of
 from genview.experiment.stages import Stages
+from genview.images.source import silent
 from genview.report.words import span
 from genview.store import RunFolder
 
@@ -21,8 +23,10 @@ def study_cost(grid: Grid) -> Iterator[str]:
     is written.
 
     Raises:
-        UserError: images or weights cannot be had.
+        UserError: images, weights or what evaluations name cannot be had.
     """
+    for experiment in _evaluated(grid):
+        check_evaluations(Stages(experiment, RunFolder(Path())), silent)
     seeds = len(grid.study.seeds)
     yield f"runs: {len(grid.runs)} ({len(grid.runs) // seeds} variants, {seeds} seeds)"
     total, analysed = 0.0, set[Path]()
@@ -40,8 +44,7 @@ def study_cost(grid: Grid) -> Iterator[str]:
         item = training_cost(experiment.method, experiment.training, experiment.pairs, images, weighted=weighted)
         total += item.seconds * count
         yield f"{count} runs of {experiment.method.kind}, each\n  {item.text}"
-        yield from own_negatives(experiment.method, images, experiment.training.batch)
-        yield from views_too_late(experiment, images)
+        yield from doubts(experiment, images)
     yield f"all: {span(total)} in one process, evaluation apart"
 
 
@@ -52,6 +55,16 @@ def _makings(grid: Grid) -> list[tuple[Experiment, int]]:
         if (making := making_of(run.experiment, grid.seed_of_views)) is not None:
             known.setdefault(Shared(Path()).views(making).root, []).append(making)
     return [(makings[0], len(makings)) for makings in known.values()]
+
+
+def _evaluated(grid: Grid) -> list[Experiment]:
+    """Return an experiment for each set of evaluations, images and backbone."""
+    known: dict[str, Experiment] = {}
+    for run in grid.runs:
+        resolved = dump(run.experiment)
+        what = [resolved[name] for name in ("images", "test", "evaluation")] + [resolved["training"]["backbone"]]
+        known.setdefault(json.dumps(what, sort_keys=True), run.experiment)
+    return list(known.values())
 
 
 def _trainings(grid: Grid) -> list[tuple[Experiment, int]]:

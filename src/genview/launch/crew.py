@@ -5,12 +5,14 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Literal, Protocol, TypeVar
 
 from genview.errors import UserError
-from genview.launch.work import ATTEMPTS, Tally, Work, record
+from genview.launch.lease import PATIENCE, Leases
+from genview.launch.work import ATTEMPTS, Tally, Work, name_of, record
 
 Told = tuple[Literal["ready", "done", "failed", "stop"], str]
 """A worker is ready for its first shard, has done one, failed (a traceback), or met what the user can mend."""
@@ -86,10 +88,12 @@ class Crew(Generic[W]):
     """Workers of a host, which do the shards of a tally.
 
     A worker that failed is replaced by a fresh one: after an error on a GPU, all later calls of its process fail.
+    What other processes are at, whoever started them, is left to them.
     """
 
-    def __init__(self, host: Host[W], work: Work, tally: Tally) -> None:
+    def __init__(self, host: Host[W], work: Work, tally: Tally, patience: float = PATIENCE) -> None:
         self._host, self._work, self._tally = host, work, tally
+        self._leases, self._held = Leases(work.folder / "leases", patience), dict[int, ExitStack]()
         self._seats: list[_Seat[W]] = []
         self._false_starts: Counter[str] = Counter()
         self._reason = self._stop = ""
@@ -107,6 +111,8 @@ class Crew(Generic[W]):
             abrupt = False
         finally:
             self._host.end([seat.worker for seat in self._seats], abrupt)
+            for shard in list(self._held):
+                self._release(shard)
         if self._stop:
             raise UserError(self._stop)
         self._tally.conclude()
@@ -134,9 +140,21 @@ class Crew(Generic[W]):
             self._act(seats[id(worker)], *told)
         for seat in self._seats:
             if seat.ready and seat.shard is None and not self._stop:
-                seat.shard = self._tally.take()
+                seat.shard = self._tally.take(self._leased)
                 if seat.shard is not None:
                     self._host.give(seat.worker, seat.shard)
+
+    def _leased(self, shard: int) -> bool:
+        """Take the lease of a shard, unless another process is at it or has just finished it."""
+        lease = ExitStack()
+        if lease.enter_context(self._leases.held(name_of(shard))) and not self._work.finished(shard):
+            self._held[shard] = lease
+            return True
+        lease.close()
+        return False
+
+    def _release(self, shard: int) -> None:
+        self._held.pop(shard).close()
 
     def _act(self, seat: _Seat[W], what: str, text: str) -> None:
         if what == "ready":
@@ -144,6 +162,7 @@ class Crew(Generic[W]):
             del self._false_starts[seat.device]
         elif what == "done" and seat.shard is not None:
             self._tally.done(seat.shard)
+            self._release(seat.shard)
             seat.shard = None
         else:
             self._seats.remove(seat)
@@ -151,6 +170,8 @@ class Crew(Generic[W]):
             self._failed(seat, what, text)
 
     def _failed(self, seat: _Seat[W], what: str, text: str) -> None:
+        if seat.shard is not None:
+            self._release(seat.shard)
         if what == "stop":
             self._stop = self._stop or text
         elif seat.shard is not None:

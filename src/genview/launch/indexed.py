@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genview.errors import UserError
-from genview.launch.lease import BEATS, Leases
+from genview.launch.lease import BEATS, PATIENCE, Leases
 from genview.launch.work import ATTEMPTS, Tell, Work, given_up, name_of, record, recorded
 
 PLACES = (
@@ -32,7 +32,7 @@ class Indexed:
     index: int
     count: int
     local: int = 0
-    patience: float = 120.0
+    patience: float = PATIENCE
     kind: Literal["indexed"] = "indexed"
 
     @staticmethod

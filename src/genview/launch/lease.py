@@ -19,6 +19,8 @@ from pathlib import Path
 
 from genview.errors import writing
 
+PATIENCE = 120.0
+"""Seconds for which a lease may stand still before it counts as dead."""
 BEATS = 8
 """How often a lease is renewed in the time after which it counts as dead."""
 

@@ -53,13 +53,16 @@ class Tally:
         """Return how many shards wait for a worker."""
         return len(self._waiting)
 
-    def take(self) -> int | None:
-        """Return the next shard to do, or None where none waits."""
-        while self._waiting:
+    def take(self, may: Callable[[int], bool] = lambda _: True) -> int | None:
+        """Return the next shard to do, or None where none waits that `may` be done now."""
+        for _ in range(len(self._waiting)):
             shard = self._waiting.popleft()
-            if not self._work.finished(shard):
+            if self._work.finished(shard):
+                self.done(shard)
+            elif may(shard):
                 return shard
-            self.done(shard)
+            else:
+                self._waiting.append(shard)
         return None
 
     def done(self, shard: int) -> None:

@@ -18,7 +18,7 @@ from genview.evaluation.detection.coco import Annotated, check_masks, check_same
 from genview.evaluation.detection.data import Objects
 from genview.evaluation.detection.model import Norms, Precision, detector
 from genview.evaluation.detection.score import What, average_precision, detect
-from genview.evaluation.detection.train import train
+from genview.evaluation.detection.train import check_enough, train
 from genview.evaluation.options import COUNT, POSITIVE, length, want, want_some, want_text
 from genview.evaluation.subject import Subject
 from genview.store import claim, write_bytes
@@ -83,6 +83,18 @@ class Detection:
         want(self.kind, self, COUNT, "batch", "short", "longest", "width")
         want(self.kind, self, POSITIVE, "rate")
 
+    def look_ahead(self, subject: Subject) -> None:
+        """See that the files fit, images lie where they are said to, and the backbone suits a detector.
+
+        Raises:
+            UserError: pycocotools is not installed, or one of these is not so.
+        """
+        pycocotools()
+        learned, asked = self._annotated()
+        check_enough(self._objects(learned, subject.seed), self)
+        self._shown(asked)
+        detector(subject.load(), self, len(learned.categories), subject.seed)
+
     def run(self, subject: Subject) -> Iterator[tuple[str, float]]:
         """Yield ('detection/box/ap', …), ap50 and ap75, and the same of 'detection/mask' with `masks`.
 
@@ -98,8 +110,7 @@ class Detection:
         claim(subject.folder, {**self._identity(subject.seed), "backbone": digest_of_weights(backbone)})
         place = subject.folder / "detections.json"
         if not place.exists():
-            objects = Objects(learned, Path(self.images), seed=subject.seed, masks=self.masks, empty=False)
-            shown = Objects(asked, Path(self.test_images or self.images))
+            objects, shown = self._objects(learned, subject.seed), self._shown(asked)
             model = detector(backbone, self, len(learned.categories), subject.seed)
             train(model, objects, self, subject.reading, subject.seed, subject.folder)
             categories = {label: category for category, label in learned.labels.items()}
@@ -117,6 +128,14 @@ class Detection:
             check_masks(learned)
             check_masks(asked)
         return learned, asked
+
+    def _objects(self, learned: Annotated, seed: int) -> Objects:
+        """The images to learn on."""
+        return Objects(learned, Path(self.images), seed=seed, masks=self.masks, empty=False)
+
+    def _shown(self, asked: Annotated) -> Objects:
+        """The images to be scored on."""
+        return Objects(asked, Path(self.test_images or self.images))
 
     def _identity(self, seed: int) -> dict[str, Any]:
         """What a detector depends on, beside the backbone."""

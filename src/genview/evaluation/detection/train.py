@@ -87,11 +87,7 @@ def train(
         UserError: settings that cannot work, a damaged checkpoint, no usable image, or a loss that is not finite.
         KeyboardInterrupt: it was interrupted.
     """
-    if len(objects) < settings.batch:
-        raise UserError(
-            f"{len(objects)} images to learn to detect on are fewer than a batch of {settings.batch}: lower the "
-            "evaluation's batch, and its rate with it."
-        )
+    check_enough(objects, settings)
     steps = steps_of(settings.length, images=len(objects), batch=settings.batch)
     detector.to(reading.device)
     device = torch.device(reading.device)
@@ -101,6 +97,19 @@ def train(
     detector.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         training.run_through()
+
+
+def check_enough(objects: Objects, settings: Schedule) -> None:
+    """Check that there are images for a batch.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if len(objects) < settings.batch:
+        raise UserError(
+            f"{len(objects)} images to learn to detect on are fewer than a batch of {settings.batch}: lower the "
+            "evaluation's batch, and its rate with it."
+        )
 
 
 @dataclass
