@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from genview.launch.lease import Leases, owner
+from genview.errors import UserError
+from genview.launch.lease import Leases, alone, owner
 from marks import wait_for
 
 
@@ -69,3 +70,19 @@ def test_who_was_taken_for_dead_leaves_the_lease_of_the_other_alone(tmp_path: Pa
             time.sleep(0.1)
             assert (tmp_path / "a.lease").read_bytes()[:16] == content[:16]
     assert not list(tmp_path.iterdir())
+
+
+def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+    said: list[str] = []
+    with (
+        alone(tmp_path, "training", said.append, 0.4),
+        pytest.raises(UserError, match="Another process is at the training in"),
+        alone(tmp_path, "training", said.append, 0.4),
+    ):
+        pass
+    assert said
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "training.lease").write_bytes(b"0123456789abcdef of another machine 7\n")
+    start = time.monotonic()
+    with alone(tmp_path, "training", said.append, 0.4):
+        assert time.monotonic() - start > 0.3, "the patience is kept"

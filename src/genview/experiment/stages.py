@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from genview.distributed import rank
 from genview.encoders import FrozenEncoder, load_frozen
 from genview.errors import UserError
 from genview.experiment.evaluating import judge_run, online_probe
@@ -22,6 +24,7 @@ from genview.generators import Generator, ViewTable
 from genview.generators.imported import imported
 from genview.images.held import Held, held
 from genview.images.source import ImageSource, silent
+from genview.launch import alone
 from genview.pairs import FindView, Pairs, SameClassViews
 from genview.pairs.external import Eyes, Joined, neighbours
 from genview.pairs.same_class import Classmates
@@ -110,19 +113,26 @@ class Stages:
         return self.experiment.generator.load(self.device)
 
     def pretrain(self, tell: Tell) -> None:
-        """Train the backbone, and the baseline if the experiment wants one."""
+        """Train the backbone, and the baseline if the experiment wants one.
+
+        Raises:
+            UserError: another process trains in this folder, or see `pretrain`.
+        """
         if not self.run.backbone.exists():
             with make_fabric(self.experiment.training).rank_zero_first():  # what it writes, the others find
                 pairs, weigh = self._pairs(tell), weigher(self, tell)
-            pretrain(
-                self.experiment.method,
-                pairs,
-                self.experiment.training,
-                self.run,
-                weigh=weigh,
-                probe=online_probe(self),
-                tell=_named(tell, self.label),
-            )
+            named = _named(tell, self.label)
+            own = alone(self.run.checkpoints, "pretraining", lambda note: named("pretrain", 0, 1, note))
+            with own if rank() == 0 else nullcontext():
+                pretrain(
+                    self.experiment.method,
+                    pairs,
+                    self.experiment.training,
+                    self.run,
+                    weigh=weigh,
+                    probe=online_probe(self),
+                    tell=named,
+                )
         if self.experiment.baseline:
             self.plain().pretrain(tell)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from genview.launch.here import Here
 from genview.launch.indexed import Indexed
+from genview.launch.lease import alone
 from genview.launch.local import Local
 from genview.launch.on_ray import Ray
 from genview.launch.work import ATTEMPTS, Tell, Work
@@ -27,4 +28,4 @@ def launch(launcher: Launcher, work: Work, shards: Sequence[int], tell: Tell) ->
     launcher.run(work, shards, tell)
 
 
-__all__ = ["ATTEMPTS", "Here", "Indexed", "Launcher", "Local", "Ray", "Tell", "Work", "launch"]
+__all__ = ["ATTEMPTS", "Here", "Indexed", "Launcher", "Local", "Ray", "Tell", "Work", "alone", "launch"]

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from genview.errors import writing
+from genview.errors import UserError, writing
 
 PATIENCE = 120.0
 """Seconds for which a lease may stand still before it counts as dead."""
@@ -76,6 +76,28 @@ class Leases:
             self._seen[path.name] = content, now
             return False
         return now - since > self._patience
+
+
+@contextmanager
+def alone(folder: Path, what: str, say: Callable[[str], object], patience: float = PATIENCE) -> Iterator[None]:
+    """Do what only one process at a time may do in a folder; where another began it, wait until it is surely dead.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    leases, seen = Leases(folder, patience), set[bytes | None]()
+    while True:
+        with leases.held(what) as mine:
+            if mine:
+                yield
+                return
+        seen.add(_content(folder / f"{what}.lease"))
+        if len(seen - {None}) > 1:  # it beats
+            raise UserError(
+                f"Another process is at the {what} in {folder}. Let it finish, stop it, or choose another --out."
+            )
+        say(f"waiting, as another process may be at it; at most {patience:.0f} s")
+        time.sleep(patience / BEATS / 4)
 
 
 def _content(path: Path) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from genview.distributed import global_mean, rank, world_size
 from genview.errors import UserError
 from genview.generators.lesson import Lesson, LessonSettings
 from genview.generators.windows import Window
+from genview.launch import alone
 from genview.seeds import seed_of
 from genview.store import sweep
 from genview.training.average import MovingAverage
@@ -40,15 +42,23 @@ def fit(task: Task, tell: Tell, page: Page = lambda: None) -> None:
         page: writes the page of the run; called by the first process whenever there is something new.
 
     Raises:
-        UserError: settings that cannot work, a full disk, a damaged state, or a loss that is not finite.
+        UserError: settings that cannot work, a full disk, a damaged state, a loss that is not finite, or another
+            process trains in the folder.
         KeyboardInterrupt: it was interrupted.
     """
-    settings, lesson = task.settings, task.lesson
+    settings = task.settings
     if task.finished:
         tell("fit-generator", settings.steps, settings.steps, "finished already")
         return
     fabric = make_fabric(settings, "fit")
     check_batch(settings, len(task.source), world_size(), task.section)
+    own = alone(task.run.root, "training", lambda note: tell("fit-generator", 0, 1, note))
+    with own if rank() == 0 else nullcontext():
+        _fitted(task, fabric, tell, page)
+
+
+def _fitted(task: Task, fabric: Fabric, tell: Tell, page: Page) -> None:
+    settings, lesson = task.settings, task.lesson
     place(lesson, settings, fabric.device)
     optimizer = optimizer_of(lesson, settings)
     state = LessonState(lesson, optimizer, MovingAverage(lesson, settings.average))
