@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from genview.encoders.strict import load_strictly
+from genview.encoders.vit import check_image_size
 from genview.errors import UserError, nearest
 from genview.store import write_bytes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+REFUSALS = (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, AttributeError)
+"""What models raise that are asked for what they cannot do."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,30 @@ def create_net(settings: BackboneSettings) -> Any:
     return net
 
 
+@torch.no_grad()
+def check_images(backbone: Backbone, size: int, option: str) -> None:
+    """Show a backbone an image, of `size` pixels as `option` wants it, before hours are spent on the way to one.
+
+    Raises:
+        UserError: it does not take images of that size, or gives no plain features.
+    """
+    check_image_size(backbone.net, size, option)
+    training, wrong = backbone.training, ""
+    try:
+        found = backbone.eval()(torch.zeros_like(backbone.mean).expand(1, 3, size, size))
+        if found.shape != (1, backbone.width):
+            wrong = f"it gives {'×'.join(map(str, found.shape))} values and not {backbone.width} features"
+    except (*REFUSALS, RuntimeError) as error:
+        wrong = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    finally:
+        backbone.train(training)
+    if wrong:
+        raise UserError(
+            f"This {type(backbone.net).__name__} cannot encode images of {size}×{size} px ({option}): {wrong}. "
+            "Choose another size, or another backbone."
+        )
+
+
 @contextmanager
 def taking_args(name: str) -> Iterator[None]:
     """Turn what timm says of arguments that a model cannot have into a UserError.
@@ -84,7 +111,7 @@ def taking_args(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
+    except REFUSALS as error:
         said = str(error).rstrip(".") or type(error).__name__
         raise UserError(
             f"timm's model '{name}' does not take these args: {said}. They are those of `timm.create_model`."

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 
 from genview.encoders import Backbone
+from genview.encoders.backbone import check_images
 from genview.encoders.given import GivenBackbone
-from genview.encoders.vit import check_image_size
 from genview.errors import UserError
 from genview.evaluation import Evaluation, Knn, Linear, Reading, Subject, judge, look_ahead, name_of, portray
 from genview.experiment.load import dump, to_yaml
@@ -87,7 +87,7 @@ class Examination:
             UserError: the backbone does not take images of `size`, or see `GivenBackbone.load`.
         """
         backbone = self.backbone.load(say)
-        check_image_size(backbone.net, self.size, "size")
+        check_images(backbone, self.size, "size")
         return backbone.to(self.on)
 
     def subject(self, roles: Roles, load: Callable[[], Backbone], run: RunFolder, tell: Tell = silent) -> Subject:

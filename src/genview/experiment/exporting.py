@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from genview.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, BackboneSettings, load
+from genview.encoders.backbone import IMAGENET_MEAN, IMAGENET_STD, BackboneSettings, check_images, load
 from genview.encoders.foreign import Foreign, Hints, read_foreign
-from genview.encoders.vit import built_for, check_image_size
+from genview.encoders.vit import built_for
 from genview.errors import UserError
 from genview.experiment.facts import facts_of, name_of
 from genview.experiment.load import load as load_experiment
@@ -50,7 +50,7 @@ def export_backbone(wish: Wish, say: Say) -> None:
     """
     _check(wish)
     source, facts = _found(wish, say)
-    check_image_size(source.backbone.net, source.size, "--size")
+    check_images(source.backbone, source.size, "--size")
     target = TARGETS[wish.to]
     say(f"Writing {target.what} …")
     agreed = export_to(target, source, facts, wish.out)

@@ -10,9 +10,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from genview.distributed import rank, world_size
-from genview.encoders.backbone import Backbone, export
+from genview.encoders.backbone import Backbone, check_images, export
 from genview.encoders.pretrained import OF_TRAINING, trunk_weights
-from genview.encoders.vit import check_image_size
 from genview.errors import UserError
 from genview.methods import Learner, Method
 from genview.pairs import Pairs, PairSettings
@@ -107,12 +106,14 @@ def built(
             weights to start from cannot be had or do not fit.
     """
     backbone = Backbone(settings.backbone)
-    check_image_size(backbone.net, views.size, "pairs.size")
+    check_images(backbone, views.size, "pairs.size")
     if settings.start_from is not None:  # before a teacher copies it
         backbone.net.load_state_dict(trunk_weights(settings.backbone, settings.start_from, OF_TRAINING, say))
     learner = method.build(backbone)
     kind = getattr(method, "kind", type(method).__name__)  # one of the user's own needs none
     check_views(learner, views, kind)
+    if views.crops is not None:
+        check_images(backbone, views.crops.size, "pairs.crops.size")
     check(learner, settings, weighted=weighted, kind=kind)
     learner.to(fabric.device)
     if settings.batchnorm == "global" and world_size() > 1:
