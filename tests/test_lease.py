@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from conftest import Painted
 from genview.errors import UserError
+from genview.experiment import Experiment, Stages, load
+from genview.generators.lesson import LessonSettings
 from genview.launch.lease import Leases, alone, owner
+from genview.store import RunFolder
+from genview.training.fit import fit
+from genview.training.task import Task
+from learners import Guess
+from made_studies import made_study, silent
 from marks import wait_for
 
 
@@ -86,3 +96,21 @@ def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     start = time.monotonic()
     with alone(tmp_path, "training", said.append, 0.4):
         assert time.monotonic() - start > 0.3, "the patience is kept"
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_study(tmp_path)
+    experiment = load(Experiment, tmp_path / "base.yaml", ["generator=null", "quality=null", "baseline=false"])
+    stages = Stages.open(experiment, tmp_path / "run")
+    settings = LessonSettings(size=8, samples=16, batch=8, workers=0, device="cpu")
+    task = Task(Guess(), Painted(20, size=8), torch.empty(0), settings, RunFolder(tmp_path / "fit"), seed=3)
+    for module, folder, what, train in (
+        ("genview.experiment.stages", stages.run.checkpoints, "pretraining", partial(stages.pretrain, silent)),
+        ("genview.training.fit", task.run.root, "training", partial(fit, task, silent)),
+    ):
+        monkeypatch.setattr(f"{module}.alone", partial(alone, patience=0.4))
+        with Leases(folder, 0.4).held(what), pytest.raises(UserError, match=f"Another process is at the {what}"):
+            train()
+        assert not list(folder.iterdir())
+        train()
+        assert list(folder.iterdir())
