@@ -30,7 +30,7 @@ from genview.quality import Quality
 from genview.store import RunFolder, read_table
 from genview.training import TrainSettings, plan_of, pretrain
 from genview.training.best import Best
-from genview.training.interrupt import Interruption
+from genview.training.interrupt import HEARD, Interruption
 from genview.training.loggers import TensorBoard
 from genview.training.optimizer import Sgd
 from genview.training.pretrain import check_views
@@ -110,12 +110,11 @@ def test_a_signal_keeps_every_step_and_the_rest_is_as_if_nothing_had_been(
             subprocess.run(["kill", "-s", str(kind.value), *map(str, everyone)], check=True)
 
     train(tmp_path / "whole", METHODS[0])
-    run = RunFolder(tmp_path / "cut")
+    run, before = RunFolder(tmp_path / "cut"), [signal.getsignal(number) for number in HEARD]
     with pytest.raises(KeyboardInterrupt):
         train(run.root, METHODS[0], settings, at_step=everybody)
     assert torch.load(run.checkpoints / "last.pt", weights_only=True)["step"] == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert [signal.getsignal(number) for number in HEARD] == before, "whoever listened before listens again"
     train(run.root, METHODS[0], settings)
     assert_equal_runs(RunFolder(tmp_path / "whole"), run, 9)
 
